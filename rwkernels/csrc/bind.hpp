@@ -1,0 +1,10 @@
+#pragma once
+
+#include <nanobind/nanobind.h>
+
+namespace rwk {
+
+void bind_distance(nanobind::module_& m);
+void bind_loss(nanobind::module_& m);
+
+}  // namespace rwk

@@ -1,0 +1,173 @@
+// One vector of floats or 32-bit integers, as wide as the instruction set of this build has it.
+//
+// F and I are compiler vector types, so + - * / & | << >> work on them as they are. Only what the operators
+// do not give (minimum, comparison to a mask, selection, conversion) has a name here.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+namespace rwk::RWK_ISA {
+
+#if defined(__AVX512F__)
+constexpr int lanes = 16;
+#elif defined(__AVX2__)
+constexpr int lanes = 8;
+#else
+constexpr int lanes = 4;
+#endif
+
+using F [[gnu::vector_size(4 * lanes), gnu::may_alias]] = float;
+using I [[gnu::vector_size(4 * lanes), gnu::may_alias]] = std::int32_t;
+
+#define RWK_INLINE [[gnu::always_inline]] inline
+
+RWK_INLINE F load(const float* from) {
+  F v;
+  std::memcpy(&v, from, sizeof v);
+  return v;
+}
+RWK_INLINE I load(const std::int32_t* from) {
+  I v;
+  std::memcpy(&v, from, sizeof v);
+  return v;
+}
+RWK_INLINE void store(float* to, F v) { std::memcpy(to, &v, sizeof v); }
+RWK_INLINE void store(std::int32_t* to, I v) { std::memcpy(to, &v, sizeof v); }
+RWK_INLINE F splat(float x) { return x - F{}; }
+RWK_INLINE I splat(std::int32_t x) { return x - I{}; }
+
+RWK_INLINE I bits(F v) {
+  I r;
+  std::memcpy(&r, &v, sizeof r);
+  return r;
+}
+RWK_INLINE F from_bits(I v) {
+  F r;
+  std::memcpy(&r, &v, sizeof r);
+  return r;
+}
+RWK_INLINE F to_float(I v) { return __builtin_convertvector(v, F); }
+
+#if defined(__AVX512F__)
+
+using Mask = __mmask16;
+RWK_INLINE F min(F a, F b) { return (F)_mm512_min_ps((__m512)a, (__m512)b); }  // b where either is NaN
+RWK_INLINE F max(F a, F b) { return (F)_mm512_max_ps((__m512)a, (__m512)b); }  // b where either is NaN
+RWK_INLINE I min(I a, I b) { return (I)_mm512_min_epi32((__m512i)a, (__m512i)b); }
+RWK_INLINE I max(I a, I b) { return (I)_mm512_max_epi32((__m512i)a, (__m512i)b); }
+RWK_INLINE F fma(F a, F b, F c) { return (F)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }
+RWK_INLINE F sqrt(F a) { return (F)_mm512_sqrt_ps((__m512)a); }
+RWK_INLINE I to_int(F a) { return (I)_mm512_cvtps_epi32((__m512)a); }  // to nearest even
+RWK_INLINE Mask less(F a, F b) { return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_LT_OQ); }
+RWK_INLINE Mask equal(I a, I b) { return _mm512_cmpeq_epi32_mask((__m512i)a, (__m512i)b); }
+RWK_INLINE Mask less(I a, I b) { return _mm512_cmplt_epi32_mask((__m512i)a, (__m512i)b); }
+RWK_INLINE F select(Mask m, F yes, F no) { return (F)_mm512_mask_blend_ps(m, (__m512)no, (__m512)yes); }
+RWK_INLINE I select(Mask m, I yes, I no) { return (I)_mm512_mask_blend_epi32(m, (__m512i)no, (__m512i)yes); }
+RWK_INLINE Mask both(Mask a, Mask b) { return static_cast<Mask>(a & b); }
+RWK_INLINE Mask either(Mask a, Mask b) { return static_cast<Mask>(a | b); }
+RWK_INLINE Mask negate(Mask a) { return static_cast<Mask>(~a); }
+RWK_INLINE bool any(Mask m) { return m != 0; }
+RWK_INLINE bool all(Mask m) { return m == 0xffff; }
+RWK_INLINE float horizontal_max(F v) { return _mm512_reduce_max_ps((__m512)v); }
+RWK_INLINE std::int32_t horizontal_max(I v) { return _mm512_reduce_max_epi32((__m512i)v); }
+RWK_INLINE std::int32_t horizontal_min(I v) { return _mm512_reduce_min_epi32((__m512i)v); }
+RWK_INLINE I widen(const std::uint8_t* from) {
+  return (I)_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+}
+RWK_INLINE I widen(const std::uint16_t* from) {
+  return (I)_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+}
+
+#else
+
+using Mask = I;  // -1 where true, 0 elsewhere
+#if defined(__AVX2__)
+RWK_INLINE F min(F a, F b) { return (F)_mm256_min_ps((__m256)a, (__m256)b); }  // b where either is NaN
+RWK_INLINE F max(F a, F b) { return (F)_mm256_max_ps((__m256)a, (__m256)b); }  // b where either is NaN
+RWK_INLINE I min(I a, I b) { return (I)_mm256_min_epi32((__m256i)a, (__m256i)b); }
+RWK_INLINE I max(I a, I b) { return (I)_mm256_max_epi32((__m256i)a, (__m256i)b); }
+RWK_INLINE F fma(F a, F b, F c) { return (F)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c); }
+RWK_INLINE F sqrt(F a) { return (F)_mm256_sqrt_ps((__m256)a); }
+RWK_INLINE I to_int(F a) { return (I)_mm256_cvtps_epi32((__m256)a); }  // to nearest even
+RWK_INLINE bool any(Mask m) { return _mm256_movemask_ps((__m256)m) != 0; }
+RWK_INLINE bool all(Mask m) { return _mm256_movemask_ps((__m256)m) == 0xff; }
+RWK_INLINE F select(Mask m, F yes, F no) { return (F)_mm256_blendv_ps((__m256)no, (__m256)yes, (__m256)m); }
+RWK_INLINE I widen(const std::uint8_t* from) {
+  return (I)_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from)));
+}
+RWK_INLINE I widen(const std::uint16_t* from) {
+  return (I)_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+}
+#else
+RWK_INLINE F min(F a, F b) { return a < b ? a : b; }
+RWK_INLINE F max(F a, F b) { return a > b ? a : b; }
+RWK_INLINE I min(I a, I b) { return a < b ? a : b; }
+RWK_INLINE I max(I a, I b) { return a > b ? a : b; }
+RWK_INLINE F fma(F a, F b, F c) { return a * b + c; }
+RWK_INLINE F sqrt(F a) {
+  for (int i = 0; i < lanes; ++i) a[i] = __builtin_sqrtf(a[i]);
+  return a;
+}
+RWK_INLINE I to_int(F a) {  // to nearest even, for |a| < 2^22
+  const F magic = splat(12582912.0f);
+  return bits(a + magic) - bits(magic);
+}
+RWK_INLINE bool any(Mask m) { return (m[0] | m[1] | m[2] | m[3]) != 0; }
+RWK_INLINE bool all(Mask m) { return (m[0] & m[1] & m[2] & m[3]) != 0; }
+RWK_INLINE F select(Mask m, F yes, F no) { return m ? yes : no; }
+template <class Small>
+RWK_INLINE I widen_each(const Small* from) {
+  I v;
+  for (int i = 0; i < lanes; ++i) v[i] = from[i];
+  return v;
+}
+RWK_INLINE I widen(const std::uint8_t* from) { return widen_each(from); }
+RWK_INLINE I widen(const std::uint16_t* from) { return widen_each(from); }
+#endif
+RWK_INLINE Mask less(F a, F b) { return a < b; }
+RWK_INLINE Mask less(I a, I b) { return a < b; }
+RWK_INLINE Mask equal(I a, I b) { return a == b; }
+RWK_INLINE I select(Mask m, I yes, I no) { return (m & yes) | (~m & no); }
+RWK_INLINE Mask both(Mask a, Mask b) { return a & b; }
+RWK_INLINE Mask either(Mask a, Mask b) { return a | b; }
+RWK_INLINE Mask negate(Mask a) { return ~a; }
+RWK_INLINE float horizontal_max(F v) {
+  float r = v[0];
+  for (int i = 1; i < lanes; ++i) r = r < v[i] ? v[i] : r;
+  return r;
+}
+RWK_INLINE std::int32_t horizontal_max(I v) {
+  std::int32_t r = v[0];
+  for (int i = 1; i < lanes; ++i) r = r < v[i] ? v[i] : r;
+  return r;
+}
+RWK_INLINE std::int32_t horizontal_min(I v) {
+  std::int32_t r = v[0];
+  for (int i = 1; i < lanes; ++i) r = v[i] < r ? v[i] : r;
+  return r;
+}
+#endif
+
+// e^x for x <= 88, to about one unit in the last place: 0 below -87.3 (subnormal results are not worth
+// their price), NaN for NaN. Range reduction to |r| <= ln(2)/2 and the minimax polynomial of Cephes' expf.
+RWK_INLINE F exp(F x) {
+  const F n = to_float(to_int(max(splat(-126.0f), x * 1.44269504f)));
+  F r = fma(n, splat(-0.693359375f), x);
+  r = fma(n, splat(2.12194440e-4f), r);
+  F p = splat(1.9875691500e-4f);
+  p = fma(p, r, splat(1.3981999507e-3f));
+  p = fma(p, r, splat(8.3334519073e-3f));
+  p = fma(p, r, splat(4.1665795894e-2f));
+  p = fma(p, r, splat(1.6666665459e-1f));
+  p = fma(p, r, splat(5.0000001201e-1f));
+  p = fma(p, r * r, r) + 1.0f;
+  const F power = from_bits((to_int(n) + 127) << 23);
+  return select(less(x, splat(-87.3f)), F{}, p * power);
+}
+
+}  // namespace rwk::RWK_ISA
