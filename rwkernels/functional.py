@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rwkernels import arrays, checks
-from rwkernels.autograd import RegionWise, transforms_active
+from rwkernels.autograd import region_wise, transforms_active
 from rwkernels.compact import RectifiedMap
 from rwkernels.maps import labels_like
 
@@ -174,19 +174,20 @@ def region_wise_loss(
         and logits.requires_grad
         and (torch.compiler.is_compiling() or not transforms_active())
     )
-    loss: Tensor = RegionWise.apply(
+    loss, _ = region_wise(
         logits,
         values,
         labels,
         background,
         scale,
         count,
-        with_grad,
         background_value,
         ignored,
         include_background,
         reduction,
         checks.validate(validate, logits.device),
         backend,
-    )[0]
+        0,
+        with_grad,
+    )
     return loss

@@ -51,7 +51,8 @@ def _fold_labels(name: str) -> Callable[..., Any]:
     """vmap over labels is a larger batch: every image is transformed on its own anyway."""
 
     def rule(info: Any, in_dims: tuple[Any, ...], labels: Tensor, *rest: Any) -> Any:
-        if any(dim is not None for dim in in_dims[1:]):
+        others = zip(rest, in_dims[1:], strict=True)
+        if in_dims[0] is None or any(isinstance(value, Tensor) and dim is not None for value, dim in others):
             raise NotImplementedError(f"vmap of rwkernels::{name} maps labels only, not its other tensors")
         folded = labels.movedim(in_dims[0], 0)
         result = getattr(torch.ops.rwkernels, name)(folded.flatten(0, 1), *rest)
@@ -346,7 +347,8 @@ def mean_divisor(
     return (count.reshape(runs, -1).sum(1) * channels).clamp(min=1).to(torch.float64)
 
 
-def _per_image(values: Tensor, logits: Tensor) -> Tensor:
+def per_image(values: Tensor, logits: Tensor) -> Tensor:
+    """One value for every image from one for every group."""
     return values.repeat_interleave(len(logits) // max(len(values), 1))
 
 
@@ -375,7 +377,7 @@ def _region_wise(
     grad = torch.empty_like(logits) if with_grad else None
     image_scale = None
     if divisor is not None and scales_gradient_at_once(logits.dtype):
-        image_scale = _per_image(divisor.reciprocal(), logits)
+        image_scale = per_image(divisor.reciprocal(), logits)
     validate = validate and labels is not None and _can_check(labels, validate)
     loss, bad = choose(logits.device, backend).loss(
         problem, per_pixel=reduction == "none", grad=grad, image_scale=image_scale, validate=validate
@@ -405,7 +407,7 @@ def _region_wise_fake(logits: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
 _operator("region_wise", f"({_PROBLEM}, bool with_grad) -> (Tensor, Tensor)", _region_wise, _region_wise_fake)
 
 
-def _region_wise_gradient(
+def remaining_factor(
     upstream: Tensor,
     logits: Tensor,
     maps: Tensor,
@@ -421,6 +423,48 @@ def _region_wise_gradient(
     backend: str | None,
     groups: int,
 ) -> Tensor:
+    """What the gradient that the forward kept has still to be multiplied by, in the shape of `upstream`."""
+    if reduction == "mean" and not scales_gradient_at_once(logits.dtype):
+        divisor = mean_divisor(logits, labels, count, ignore_index, include_background, groups)
+        return upstream / divisor.reshape(upstream.shape)
+    return upstream
+
+
+def _region_wise_gradient(
+    upstream: Tensor,
+    logits: Tensor,
+    maps: Tensor,
+    labels: Tensor | None,
+    background: Tensor | None,
+    class_scale: Tensor | None,
+    count: Tensor | None,
+    background_value: float,
+    ignore_index: int | None,
+    include_background: bool,
+    reduction: str,
+    validate: bool,
+    backend: str | None,
+    groups: int,
+    grad: Tensor | None,
+) -> Tensor:
+    if grad is not None:
+        factor = remaining_factor(
+            upstream,
+            logits,
+            maps,
+            labels,
+            background,
+            class_scale,
+            count,
+            background_value,
+            ignore_index,
+            include_background,
+            reduction,
+            validate,
+            backend,
+            groups,
+        )
+        return (grad * per_image(factor.reshape(-1), logits).view(-1, *[1] * (grad.dim() - 1))).to(grad.dtype)
     problem = _problem(
         logits, maps, labels, background, class_scale, background_value, ignore_index, include_background, groups
     )
@@ -433,7 +477,7 @@ def _region_wise_gradient(
             image_scale = image_scale / mean_divisor(
                 logits, labels, count, ignore_index, include_background, groups
             )
-        image_scale = _per_image(image_scale, logits)
+        image_scale = per_image(image_scale, logits)
     grad = torch.empty_like(logits)
     choose(logits.device, backend).loss(
         problem, per_pixel=None, grad=grad, image_scale=image_scale, pixel_scale=pixel_scale, validate=False
@@ -441,10 +485,11 @@ def _region_wise_gradient(
     return grad
 
 
-# The gradient alone, from the logits: what a backward needs that kept no gradient of the forward.
+# The gradient alone, as a function of the incoming one and of the logits: what a backward needs that kept no gradient
+# of the forward, or that has to be differentiable itself. `grad` is the kept one; it is scaled if it is given.
 _operator(
     "region_wise_gradient",
-    f"(Tensor upstream, {_PROBLEM}) -> Tensor",
+    f"(Tensor upstream, {_PROBLEM}, Tensor? grad) -> Tensor",
     _region_wise_gradient,
     lambda upstream, logits, *_: torch.empty_like(logits),
 )
@@ -458,42 +503,54 @@ def _fold(tensor: Tensor | None, dim: int | None, size: int) -> Tensor | None:
     return whole.flatten(0, 1)
 
 
-def _fold_problem(info: Any, in_dims: Sequence[Any], arguments: Sequence[Any]) -> tuple[list[Any], int]:
+def _fold_problem(size: int, in_dims: Sequence[Any], arguments: Sequence[Any]) -> list[Any]:
     *tensors, class_scale, count = arguments[:6]
-    size, groups = info.batch_size, arguments[12]
-    runs = max(groups, 1)
+    runs = max(arguments[12], 1)
     folded = [_fold(t, dim, size) for t, dim in zip(tensors, in_dims, strict=False)]
     if class_scale is not None:
-        scale = class_scale if in_dims[4] is None else class_scale.movedim(in_dims[4], 0)
-        if scale.dim() == (1 if in_dims[4] is None else 2):  # one scale for all groups of a call
+        dim = in_dims[4]
+        scale = class_scale if dim is None else class_scale.movedim(dim, 0)
+        if scale.dim() == (1 if dim is None else 2):  # one scale for all groups of a call
             scale = scale.unsqueeze(-2).expand(*scale.shape[:-1], runs, scale.shape[-1])
-        class_scale = _fold(scale, None if in_dims[4] is None else 0, size)
-    return [*folded, class_scale, _fold(count, in_dims[5], size), *arguments[6:12], runs * size], runs
+        class_scale = _fold(scale, None if dim is None else 0, size)
+    return [*folded, class_scale, _fold(count, in_dims[5], size), *arguments[6:12], runs * size]
 
 
-def _region_wise_vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> Any:
-    problem, _ = _fold_problem(info, in_dims, arguments)
-    with_grad, groups, reduction = arguments[13], arguments[12], arguments[9]
-    loss, grad = torch.ops.rwkernels.region_wise(*problem, with_grad)
-    size = info.batch_size
-    if reduction == "none":
+def fold_region_wise(call: Callable[..., Any], size: int, in_dims: Sequence[Any], *arguments: Any) -> Any:
+    """The vmap rule of `region_wise`: one `call` on a batch of `size` groups."""
+    reduction, groups, with_grad = arguments[9], arguments[12], arguments[13]
+    loss, grad = call(*_fold_problem(size, in_dims, arguments), with_grad)
+    if reduction == "none" or groups:
         loss = loss.unflatten(0, (size, -1))
-    elif groups:
-        loss = loss.unflatten(0, (size, groups))
     if with_grad:
         return (loss, grad.unflatten(0, (size, -1))), (0, 0)
     return (loss, grad), (0, None)
 
 
-def _region_wise_gradient_vmap(info: Any, in_dims: tuple[Any, ...], upstream: Tensor, *arguments: Any) -> Any:
-    problem, runs = _fold_problem(info, in_dims[1:], arguments)
-    size = info.batch_size
+def fold_region_wise_gradient(
+    call: Callable[..., Any], size: int, in_dims: Sequence[Any], upstream: Tensor, *arguments: Any
+) -> Any:
+    """The vmap rule of `region_wise_gradient`: one `call` on a batch of `size` groups."""
+    *problem, grad = arguments
     if upstream.dim() == (0 if in_dims[0] is None else 1):  # a scalar loss
         upstream = upstream.unsqueeze(-1)
-    upstream = _fold(upstream, in_dims[0], size)  # type: ignore[assignment]
-    grad = torch.ops.rwkernels.region_wise_gradient(upstream, *problem)
-    return grad.unflatten(0, (size, -1)), 0
+    result = call(
+        _fold(upstream, in_dims[0], size),
+        *_fold_problem(size, in_dims[1:-1], problem),
+        _fold(grad, in_dims[-1], size),
+    )
+    return result.unflatten(0, (size, -1)), 0
 
 
-torch.library.register_vmap("rwkernels::region_wise", _region_wise_vmap)
-torch.library.register_vmap("rwkernels::region_wise_gradient", _region_wise_gradient_vmap)
+torch.library.register_vmap(
+    "rwkernels::region_wise",
+    lambda info, in_dims, *arguments: fold_region_wise(
+        torch.ops.rwkernels.region_wise, info.batch_size, in_dims, *arguments
+    ),
+)
+torch.library.register_vmap(
+    "rwkernels::region_wise_gradient",
+    lambda info, in_dims, *arguments: fold_region_wise_gradient(
+        torch.ops.rwkernels.region_wise_gradient, info.batch_size, in_dims, *arguments
+    ),
+)
