@@ -13,11 +13,14 @@ namespace {
 constexpr int max_in_registers = 8;
 constexpr int pad = 16;  // tiles are padded to a multiple of this, the widest vector; rows lie this much apart
 constexpr std::int64_t worth_a_thread = 32768;  // logits
+// A gradient of this many bytes outlives no cache until the backward pass of the network reads it: it is written
+// past them, which saves reading every line before it is overwritten.
+constexpr std::int64_t worth_streaming = std::int64_t{32} << 20;
 
 // The tile decides which losses are added together first, so it depends on the number of classes alone, and neither
 // on the layout nor on the threads. A tile of logits and one of the map fit in half a megabyte of cache together.
 int tile_pixels(std::int64_t classes) {
-  int pixels = 512;
+  int pixels = classes <= max_in_registers ? 512 : 256;
   while (pixels > 64 && pixels * classes > 65536) pixels /= 2;
   return pixels;
 }
@@ -100,6 +103,7 @@ class Pass {
         logits_axes_(task.sizes + 2, task.logits.stride + 2),
         grad_axes_(task.sizes + 2, task.grad.stride + 2),
         map_axes_(task.sizes + 2, task.map.stride + 2),
+        streams_(may_stream(task)),
         partial_(task.image_sums ? task.sizes[0] * tiles_ : 0) {
     if (task.class_scale)
       class_scale_.assign(task.class_scale, task.class_scale + task.scale_groups * classes_);
@@ -114,6 +118,7 @@ class Pass {
     parallel_for((tiles + chunk - 1) / chunk, threads, [&](std::int64_t c) {
       const std::int64_t last = (c + 1) * chunk < tiles ? (c + 1) * chunk : tiles;
       for (std::int64_t t = c * chunk; t < last; ++t) one_tile(t);
+      stream_fence();
     });
     if (task_.image_sums)
       for (std::int64_t b = 0; b < images; ++b) {
@@ -128,6 +133,15 @@ class Pass {
  private:
   static constexpr std::int64_t none = std::numeric_limits<std::int64_t>::max();
   static constexpr Real wide = std::is_same_v<T, float> ? Real::f32 : Real::f64;
+
+  bool may_stream(const RegionWise& task) const {
+    constexpr std::int64_t vector = lanes * sizeof(float);
+    if (!std::is_same_v<T, float> || task.grad.data == nullptr || task.grad.dtype != Real::f32) return false;
+    const bool aligned = reinterpret_cast<std::uintptr_t>(task.grad.data) % vector == 0 &&
+                         task.grad.stride[0] % lanes == 0 && task.grad.stride[1] % lanes == 0;
+    return aligned && grad_axes_.rows_are_dense() &&
+           task.sizes[0] * classes_ * pixels_ >= worth_streaming / std::int64_t{sizeof(float)};
+  }
 
   // The thread's scratch, cut into pieces.
   struct Scratch {
@@ -197,6 +211,7 @@ class Pass {
     if (task_.grad.data) {
       tile.grad = grad_in_place ? address(task_.grad, patch) : s.logits;
       tile.grad_pitch = grad_in_place ? task_.grad.stride[1] : pitch_;
+      tile.streams = streams_ && grad_in_place;
     }
     if (!class_scale_.empty())
       tile.class_scale = class_scale_.data() + image / (task_.sizes[0] / task_.scale_groups) * classes_;
@@ -208,7 +223,8 @@ class Pass {
     const double sum = compute(tile, s.logits, !task_.compact);
     if (!partial_.empty()) partial_[index] = sum;
     if (loss && n % pad != 0) convert_row(loss, s.loss, n);
-    if (task_.grad.data && !grad_in_place) store_rows(task_.grad, grad_axes_, patch, s.logits, pitch_, s.raw);
+    if (task_.grad.data && !grad_in_place)
+      store_rows(task_.grad, grad_axes_, patch, s.logits, pitch_, s.raw, streams_ && n % pad == 0);
   }
 
   void read_labels(std::int64_t flat, int n, std::int32_t* codes, Tile<T>& tile) {
@@ -250,6 +266,7 @@ class Pass {
   const std::int64_t tiles_, pitch_;
   const bool in_registers_;
   const Axes logits_axes_, grad_axes_, map_axes_;
+  const bool streams_;
   std::vector<double> partial_;
   std::vector<T> class_scale_;
   std::atomic<std::int64_t> lowest_bad_{none};

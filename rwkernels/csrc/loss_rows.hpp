@@ -67,10 +67,21 @@ void join_channels(E* to, std::int64_t pixel_stride, int n, const E* rows, std::
 constexpr int channel_block = 16;
 
 template <class E>
+RWK_INLINE void prefetch_row(const E* row, int n) {
+  constexpr int line = 64 / sizeof(E);
+  for (int i = 0; i < n; i += line) __builtin_prefetch(row + i);
+}
+
+template <class E>
 void gather_run(const E* from, std::int64_t class_stride, std::int64_t pixel_stride, std::int64_t classes, int n,
                 E* rows, std::int64_t pitch) {
   if (pixel_stride == 1) {
-    for (std::int64_t k = 0; k < classes; ++k) std::memcpy(rows + k * pitch, from + k * class_stride, n * sizeof(E));
+    // Each class starts a new stream: it is asked for while two others are on their way.
+    constexpr std::int64_t ahead = 2;
+    for (std::int64_t k = 0; k < classes; ++k) {
+      if (k + ahead < classes) prefetch_row(from + (k + ahead) * class_stride, n);
+      std::memcpy(rows + k * pitch, from + k * class_stride, n * sizeof(E));
+    }
     return;
   }
   if (class_stride == 1) switch (classes) {
@@ -110,6 +121,11 @@ void scatter_run(E* to, std::int64_t class_stride, std::int64_t pixel_stride, st
     for (std::int64_t k = 0; k < classes; ++k)
       for (int i = first; i < last; ++i) to[k * class_stride + i * pixel_stride] = rows[k * pitch + i];
   }
+}
+
+// n floats, n and the address of `to` both whole vectors.
+RWK_INLINE void stream_row(float* to, const float* from, int n) {
+  for (int i = 0; i < n; i += lanes) stream(to + i, load(from + i));
 }
 
 // A part of a tensor: some pixels of one image, all its classes.
@@ -174,8 +190,15 @@ void load_rows(const Tensor& tensor, const Axes& axes, const Patch& patch, Wide*
   }
 }
 
+// With `streams`, rows of dense floats whose length and addresses are whole vectors go past the caches.
 inline void store_rows(const Tensor& tensor, const Axes& axes, const Patch& patch, const float* rows,
-                       std::int64_t pitch, void* raw) {
+                       std::int64_t pitch, void* raw, bool streams) {
+  if (streams) {
+    float* to = static_cast<float*>(tensor.data) + patch.image * tensor.stride[0] + patch.first;
+    for (std::int64_t k = 0; k < patch.classes; ++k)
+      stream_row(to + k * tensor.stride[1], rows + k * pitch, patch.pixels);
+    return;
+  }
   switch (tensor.dtype) {
     case Real::bf16: return store_as<bf16>(tensor, axes, patch, rows, pitch, raw);
     case Real::f16: return store_as<f16>(tensor, axes, patch, rows, pitch, raw);
@@ -183,7 +206,7 @@ inline void store_rows(const Tensor& tensor, const Axes& axes, const Patch& patc
   }
 }
 inline void store_rows(const Tensor& tensor, const Axes& axes, const Patch& patch, const double* rows,
-                       std::int64_t pitch, void*) {
+                       std::int64_t pitch, void*, bool) {
   store_unchanged(tensor, axes, patch, rows, pitch);
 }
 

@@ -19,6 +19,7 @@ struct Tile {
   std::int64_t logits_pitch = 0;
   T* grad = nullptr;  // null if not wanted; may be the logits
   std::int64_t grad_pitch = 0;
+  bool streams = false;  // the gradient, whose rows are then aligned to the vector
   const T* map = nullptr;  // rows of a dense map, or the foreground
   std::int64_t map_pitch = 0;
   const T* background = nullptr;
@@ -168,7 +169,10 @@ double tile_in_registers(const Tile<float>& t) {
       loss = judge<float>(codes, loss);
       each([&](int k) { e[k] = judge<float>(codes, e[k]); });
     }
-    if (t.grad) each([&](int k) { store(t.grad + k * t.grad_pitch + i, e[k]); });
+    if (t.grad && t.streams)
+      each([&](int k) { stream(t.grad + k * t.grad_pitch + i, e[k]); });
+    else if (t.grad)
+      each([&](int k) { store(t.grad + k * t.grad_pitch + i, e[k]); });
     if (t.pixel_loss) store(t.pixel_loss + i, loss);
     total += loss;
   }
