@@ -67,6 +67,11 @@ RWK_INLINE F from_bits(I v) {
   std::memcpy(&r, &v, sizeof r);
   return r;
 }
+RWK_INLINE F iota() {
+  F v;
+  for (int i = 0; i < lanes; ++i) v[i] = static_cast<float>(i);
+  return v;
+}
 RWK_INLINE F to_float(I v) { return __builtin_convertvector(v, F); }
 
 #if defined(__AVX512F__)
@@ -80,6 +85,7 @@ RWK_INLINE F fma(F a, F b, F c) { return (F)_mm512_fmadd_ps((__m512)a, (__m512)b
 RWK_INLINE F sqrt(F a) { return (F)_mm512_sqrt_ps((__m512)a); }
 RWK_INLINE I to_int(F a) { return (I)_mm512_cvtps_epi32((__m512)a); }  // to nearest even
 RWK_INLINE Mask less(F a, F b) { return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_LT_OQ); }
+RWK_INLINE Mask not_less(F a, F b) { return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_NLT_UQ); }
 RWK_INLINE Mask equal(I a, I b) { return _mm512_cmpeq_epi32_mask((__m512i)a, (__m512i)b); }
 RWK_INLINE Mask less(I a, I b) { return _mm512_cmplt_epi32_mask((__m512i)a, (__m512i)b); }
 RWK_INLINE F select(Mask m, F yes, F no) { return (F)_mm512_mask_blend_ps(m, (__m512)no, (__m512)yes); }
@@ -89,6 +95,7 @@ RWK_INLINE Mask either(Mask a, Mask b) { return static_cast<Mask>(a | b); }
 RWK_INLINE Mask negate(Mask a) { return static_cast<Mask>(~a); }
 RWK_INLINE bool any(Mask m) { return m != 0; }
 RWK_INLINE bool all(Mask m) { return m == 0xffff; }
+RWK_INLINE int first_lane(Mask m) { return __builtin_ctz(m); }  // of a mask that has one
 RWK_INLINE float horizontal_max(F v) { return _mm512_reduce_max_ps((__m512)v); }
 RWK_INLINE std::int32_t horizontal_max(I v) { return _mm512_reduce_max_epi32((__m512i)v); }
 RWK_INLINE std::int32_t horizontal_min(I v) { return _mm512_reduce_min_epi32((__m512i)v); }
@@ -97,6 +104,14 @@ RWK_INLINE I widen(const std::uint8_t* from) {
 }
 RWK_INLINE I widen(const std::uint16_t* from) {
   return (I)_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+}
+RWK_INLINE Mask same(const std::uint8_t* a, const std::uint8_t* b) {
+  return _mm_cmpeq_epu8_mask(_mm_loadu_si128(reinterpret_cast<const __m128i*>(a)),
+                             _mm_loadu_si128(reinterpret_cast<const __m128i*>(b)));
+}
+RWK_INLINE Mask same(const std::uint16_t* a, const std::uint16_t* b) {
+  return _mm256_cmpeq_epu16_mask(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(a)),
+                                 _mm256_loadu_si256(reinterpret_cast<const __m256i*>(b)));
 }
 
 #else
@@ -112,12 +127,21 @@ RWK_INLINE F sqrt(F a) { return (F)_mm256_sqrt_ps((__m256)a); }
 RWK_INLINE I to_int(F a) { return (I)_mm256_cvtps_epi32((__m256)a); }  // to nearest even
 RWK_INLINE bool any(Mask m) { return _mm256_movemask_ps((__m256)m) != 0; }
 RWK_INLINE bool all(Mask m) { return _mm256_movemask_ps((__m256)m) == 0xff; }
+RWK_INLINE int first_lane(Mask m) { return __builtin_ctz(_mm256_movemask_ps((__m256)m)); }  // of a mask that has one
 RWK_INLINE F select(Mask m, F yes, F no) { return (F)_mm256_blendv_ps((__m256)no, (__m256)yes, (__m256)m); }
 RWK_INLINE I widen(const std::uint8_t* from) {
   return (I)_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from)));
 }
 RWK_INLINE I widen(const std::uint16_t* from) {
   return (I)_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+}
+RWK_INLINE Mask same(const std::uint8_t* a, const std::uint8_t* b) {
+  return (I)_mm256_cvtepi8_epi32(_mm_cmpeq_epi8(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(a)),
+                                                _mm_loadl_epi64(reinterpret_cast<const __m128i*>(b))));
+}
+RWK_INLINE Mask same(const std::uint16_t* a, const std::uint16_t* b) {
+  return (I)_mm256_cvtepi16_epi32(_mm_cmpeq_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(a)),
+                                                  _mm_loadu_si128(reinterpret_cast<const __m128i*>(b))));
 }
 #else
 RWK_INLINE F min(F a, F b) { return a < b ? a : b; }
@@ -135,6 +159,7 @@ RWK_INLINE I to_int(F a) {  // to nearest even, for |a| < 2^22
 }
 RWK_INLINE bool any(Mask m) { return (m[0] | m[1] | m[2] | m[3]) != 0; }
 RWK_INLINE bool all(Mask m) { return (m[0] & m[1] & m[2] & m[3]) != 0; }
+RWK_INLINE int first_lane(Mask m) { return m[0] ? 0 : m[1] ? 1 : m[2] ? 2 : 3; }  // of a mask that has one
 RWK_INLINE F select(Mask m, F yes, F no) { return m ? yes : no; }
 template <class Small>
 RWK_INLINE I widen_each(const Small* from) {
@@ -144,8 +169,11 @@ RWK_INLINE I widen_each(const Small* from) {
 }
 RWK_INLINE I widen(const std::uint8_t* from) { return widen_each(from); }
 RWK_INLINE I widen(const std::uint16_t* from) { return widen_each(from); }
+RWK_INLINE Mask same(const std::uint8_t* a, const std::uint8_t* b) { return widen(a) == widen(b); }
+RWK_INLINE Mask same(const std::uint16_t* a, const std::uint16_t* b) { return widen(a) == widen(b); }
 #endif
 RWK_INLINE Mask less(F a, F b) { return a < b; }
+RWK_INLINE Mask not_less(F a, F b) { return ~(a < b); }
 RWK_INLINE Mask less(I a, I b) { return a < b; }
 RWK_INLINE Mask equal(I a, I b) { return a == b; }
 RWK_INLINE I select(Mask m, I yes, I no) { return (m & yes) | (~m & no); }
@@ -168,6 +196,13 @@ RWK_INLINE std::int32_t horizontal_min(I v) {
   return r;
 }
 #endif
+
+RWK_INLINE I widen(const std::uint32_t* from) {
+  I v;
+  std::memcpy(&v, from, sizeof v);
+  return v;
+}
+RWK_INLINE Mask same(const std::uint32_t* a, const std::uint32_t* b) { return equal(widen(a), widen(b)); }
 
 // e^x for x <= 88, to about one unit in the last place: 0 below -87.3 (subnormal results are not worth
 // their price), NaN for NaN. With n the integer nearest to x / ln(2), e^x = 2^n e^r and |r| <= ln(2)/2;
