@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -128,7 +128,8 @@ class RectifiedMap:
         """The part of the map at `index`, which means what it means for `labels`: a crop, a choice of images."""
         labels = self.labels[index]
         background = self.background if isinstance(self.background, (int, float)) else self.background[index]
-        return replace(self, labels=labels, foreground=self.foreground[index], background=background, image_count=None)
+        foreground = self.foreground[index]
+        return self._with(labels=labels, foreground=foreground, background=background, image_count=None)
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -138,13 +139,18 @@ class RectifiedMap:
 
     def _map(self, function: Callable[[Any], Any]) -> RectifiedMap:
         """The same map with `function` applied to every tensor."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        values = {name: getattr(self, name) for name in _TENSORS}
         changed = {
             name: function(value)
             for name, value in values.items()
             if isinstance(value, Tensor) or arrays.is_array(value)
         }
-        return replace(self, **changed)
+        return self._with(**changed)
+
+    def _with(self, **changes: Any) -> RectifiedMap:
+        """The same map but for `changes`; unlike `dataclasses.replace`, every compiler of torch can trace it."""
+        kept = {name: getattr(self, name) for name in (*_TENSORS, "num_classes", "ignore_index")}
+        return RectifiedMap(**{**kept, **changes})
 
     def _tensors(self) -> tuple[RectifiedMap, arrays.Back]:
         """The map over tensors, and the way back to the kind of arrays that it holds."""
@@ -212,8 +218,7 @@ def _collate(batch: list[RectifiedMap], *, collate_fn_map: Any = None) -> Rectif
     background: Any = first.background
     if any(isinstance(maps.background, Tensor) or maps.background != background for maps in batch):
         background = stack([torch.as_tensor(m.background).expand(m.foreground.shape) for m in batch])
-    return replace(
-        first,
+    return first._with(
         labels=stack([maps.labels for maps in batch]),
         foreground=stack([maps.foreground for maps in batch]),
         background=background,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -419,7 +418,7 @@ def scale_classes(maps: Any, weight: Any, *, by: str = "channel", labels: Any = 
         weight = class_weights("weight", weight, maps.num_classes, compact.device)
         if by == "channel":
             scale = weight if compact.class_scale is None else weight * compact.class_scale
-            return replace(compact, class_scale=scale)._map(back)
+            return compact._with(class_scale=scale)._map(back)
         return _times(compact, _by_label(weight, compact.labels).to(compact.foreground.dtype))._map(back)
     maps, back = _dense_map(maps)
     weight = class_weights("weight", weight, maps.shape[1], maps.device)
@@ -441,7 +440,7 @@ def _refuse_negative(name: str, weight: Tensor) -> None:
 
 
 def _times(maps: RectifiedMap, weight: Tensor | float) -> RectifiedMap:
-    return replace(maps, foreground=maps.foreground * weight, background=maps.background * weight)
+    return maps._with(foreground=maps.foreground * weight, background=maps.background * weight)
 
 
 def scale_pixels(maps: Any, weight: Any, *, validate: bool | None = None) -> Any:
