@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx import _pytree as fx_pytree
 from torch.utils import _pytree as pytree
 
 from rwkernels import arrays, checks
@@ -198,6 +199,8 @@ pytree.register_pytree_node(
     from_dumpable_context=lambda dumped: (tuple(dumped[0]), *dumped[1:]),
     flatten_with_keys_fn=_flatten_with_keys,
 )
+# What an exported module flattens its arguments with in older releases of torch.
+fx_pytree.register_pytree_flatten_spec(RectifiedMap, lambda maps, spec: _flatten(maps)[0])
 
 
 def _collate(batch: list[RectifiedMap], *, collate_fn_map: Any = None) -> RectifiedMap:
