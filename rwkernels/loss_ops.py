@@ -70,7 +70,8 @@ def mean_divisor(problem: Problem) -> Tensor:
 
 def per_image(values: Tensor, problem: Problem) -> Tensor:
     """One value for every image from one for every run."""
-    return values.repeat_interleave(len(problem.logits) // problem.runs)
+    images = len(problem.logits) // problem.runs
+    return values.unsqueeze(1).expand(problem.runs, images).reshape(-1).contiguous()
 
 
 def scales_gradient_at_once(dtype: torch.dtype) -> bool:
