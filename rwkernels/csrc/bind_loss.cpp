@@ -56,7 +56,8 @@ Tensor tensor(Address data, Real dtype, const Ints& strides, const char* what) {
   Tensor t{pointer<void>(data), dtype, {}};
   for (int a = 0; a < 5; ++a) {
     if (strides[a] < 0)
-      throw std::invalid_argument(std::string(what) + ": expected strides of 0 or more, got " + std::to_string(strides[a]));
+      throw std::invalid_argument(std::string(what) + ": expected strides of 0 or more, got " +
+                                  std::to_string(strides[a]));
     t.stride[a] = strides[a];
   }
   return t;
@@ -71,7 +72,8 @@ void read_sizes(const Ints& sizes, RegionWise& task) {
     // An empty axis must not hide that the others overflow.
     require(!__builtin_mul_overflow(product, sizes[a] > 0 ? sizes[a] : 1, &product), "sizes: too many elements");
   }
-  require(sizes[1] >= 1 && sizes[1] < std::numeric_limits<std::int32_t>::max() - 1, "sizes: expected at least one class");
+  require(sizes[1] >= 1, "sizes: expected at least one class");
+  require(sizes[1] <= std::numeric_limits<std::int32_t>::max(), "sizes: too many classes");
 }
 
 void check(const RegionWise& task) {
@@ -79,7 +81,8 @@ void check(const RegionWise& task) {
   require(!any || task.logits.data, "logits: missing");
   require(!any || task.map.data, "map: missing");
   if (task.compact) {
-    require(task.map.dtype == Real::f32 || task.map.dtype == Real::f64, "map_dtype: expected f4 or f8 for a compact map");
+    require(task.map.dtype == Real::f32 || task.map.dtype == Real::f64,
+            "map_dtype: expected f4 or f8 for a compact map");
     require(!any || task.labels, "labels: a compact map needs them");
   } else {
     require(!task.background, "background: a dense map has none");
