@@ -1,0 +1,40 @@
+"""Region-wise loss at memory speed: labels in, loss and gradient out.
+
+The loss, its maps and the exact distance transforms under them, after Valverde & Tohka, "Region-wise Loss for
+Biomedical Image Segmentation" (Pattern Recognition 2022, doi 10.1016/j.patcog.2022.109208).
+"""
+
+from rwkernels.backends import statuses as backends
+from rwkernels.compact import RectifiedMap
+from rwkernels.distance import class_distance_transform, distance_transform
+from rwkernels.functional import region_wise_loss
+from rwkernels.maps import (
+    active_contour_map,
+    boundary_map,
+    constant_map,
+    rectified_map,
+    rectify,
+    scale_classes,
+    scale_pixels,
+)
+from rwkernels.modules import BoundaryLoss, CombinedLoss, RegionWiseLoss
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BoundaryLoss",
+    "CombinedLoss",
+    "RectifiedMap",
+    "RegionWiseLoss",
+    "active_contour_map",
+    "backends",
+    "boundary_map",
+    "class_distance_transform",
+    "constant_map",
+    "distance_transform",
+    "rectified_map",
+    "rectify",
+    "region_wise_loss",
+    "scale_classes",
+    "scale_pixels",
+]

@@ -1,0 +1,250 @@
+"""Autograd of the loss operators, once for all backends.
+
+The forward computes the gradient in the same pass and keeps it; the backward only scales it, and does nothing at all
+where the host knows that the incoming gradient is 1. Whatever else may be asked (a second derivative, a forward-mode
+derivative, a transform of `torch.func`) is answered from the logits.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from rwkernels import ops
+from rwkernels.backends import reference
+
+
+class Problem(NamedTuple):
+    """The arguments of the loss operators, in their order."""
+
+    logits: Tensor
+    maps: Tensor
+    labels: Tensor | None
+    background: Tensor | None
+    class_scale: Tensor | None
+    count: Tensor | None
+    background_value: float
+    ignore_index: int | None
+    include_background: bool
+    reduction: str
+    validate: bool
+    backend: str | None
+    groups: int
+
+
+TENSORS = 6  # of the fields of `Problem`
+
+
+def transforms_active() -> bool:
+    """Whether a transform of `torch.func` is running."""
+    return torch._C._functorch.peek_interpreter_stack() is not None  # type: ignore[attr-defined]
+
+
+def _graph_is_kept() -> bool:
+    return torch._C._autograd._get_current_graph_task_keep_graph()  # type: ignore[attr-defined,no-any-return]
+
+
+def _save_forward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    *problem, with_grad = inputs
+    ctx.settings = problem[TENSORS:]
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*problem[:TENSORS], output[1] if with_grad else None)
+    ctx.save_for_forward(*problem[:TENSORS])
+
+
+def _backward(ctx: Any, upstream: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    nothing = (None,) * (len(Problem._fields) + 1)
+    if any(ctx.needs_input_grad[1:TENSORS]):
+        raise NotImplementedError(
+            "maps: the region-wise loss has no derivative with respect to its map or weights; detach them, or write "
+            "(softmax(logits) * maps) where you need it"
+        )
+    if upstream is None:
+        return nothing
+    *tensors, grad = ctx.saved_tensors
+    problem = Problem(*tensors, *ctx.settings)
+    if grad is not None and _is_plain(upstream):
+        return _scale_once(upstream, grad, problem), *nothing[1:]
+    return region_wise_gradient(upstream, *problem, grad), *nothing[1:]
+
+
+def _save_gradient(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    upstream, *problem, _ = inputs
+    ctx.settings = problem[TENSORS:]
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(upstream, *problem[:TENSORS])
+    ctx.save_for_forward(upstream, *problem[:TENSORS])
+
+
+def _gradient_backward(ctx: Any, vector: Tensor | None) -> tuple[Tensor | None, ...]:
+    nothing = (None,) * (len(Problem._fields) + 2)
+    if vector is None:
+        return nothing
+    upstream, *tensors = ctx.saved_tensors
+    problem = Problem(*tensors, *ctx.settings)
+    logits, maps, scale = _dense_problem(problem)
+    vector = vector.to(logits.dtype)
+    weighted = (vector * reference.pixel_gradient(logits, maps)).sum(1) * scale
+    to_upstream = _reduced(weighted, problem)
+    factor = _per_pixel(upstream, problem) * scale.unsqueeze(1)
+    to_logits = reference.hessian_product(logits, maps, vector) * factor
+    return to_upstream.to(upstream.dtype), to_logits.to(problem.logits.dtype), *nothing[2:]
+
+
+def _jvp(ctx: Any, *tangents: Any) -> tuple[Tensor | None, None]:
+    if any(isinstance(tangent, Tensor) for tangent in tangents[1:TENSORS]):
+        raise NotImplementedError("maps: the region-wise loss has no derivative with respect to its map or weights")
+    if tangents[0] is None:
+        return None, None
+    problem = Problem(*ctx.saved_tensors[:TENSORS], *ctx.settings)
+    logits, maps, scale = _dense_problem(problem)
+    change = (tangents[0].to(logits.dtype) * reference.pixel_gradient(logits, maps)).sum(1) * scale
+    return _reduced(change, problem), None
+
+
+def _gradient_jvp(ctx: Any, *tangents: Any) -> Tensor:
+    upstream, *tensors = ctx.saved_tensors[: TENSORS + 1]
+    problem = Problem(*tensors, *ctx.settings)
+    logits, maps, scale = _dense_problem(problem)
+    scale = scale.unsqueeze(1)
+    change = torch.zeros_like(logits)
+    if tangents[0] is not None:
+        change = change + reference.pixel_gradient(logits, maps) * _per_pixel(tangents[0], problem) * scale
+    if tangents[1] is not None:
+        along = reference.hessian_product(logits, maps, tangents[1].to(logits.dtype))
+        change = change + along * _per_pixel(upstream, problem) * scale
+    return change.to(problem.logits.dtype)
+
+
+class RegionWise(torch.autograd.Function):
+    """(loss, its gradient or an empty tensor) of Eq. 1 and 2, with the arguments of the operator `region_wise`."""
+
+    @staticmethod
+    def forward(*arguments: Any) -> tuple[Tensor, Tensor]:
+        with torch._C._AutoDispatchBelowAutograd():
+            result: tuple[Tensor, Tensor] = torch.ops.rwkernels.region_wise(*arguments)
+        return result
+
+    setup_context = staticmethod(_save_forward)
+    backward = staticmethod(_backward)
+    jvp = staticmethod(_jvp)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *arguments: Any) -> Any:
+        return ops.fold_region_wise(region_wise, info.batch_size, in_dims, *arguments)
+
+
+class RegionWiseGradient(torch.autograd.Function):
+    """The gradient as a differentiable function, with the arguments of the operator `region_wise_gradient`."""
+
+    @staticmethod
+    def forward(*arguments: Any) -> Tensor:
+        with torch._C._AutoDispatchBelowAutograd():
+            result: Tensor = torch.ops.rwkernels.region_wise_gradient(*arguments)
+        return result
+
+    setup_context = staticmethod(_save_gradient)
+    backward = staticmethod(_gradient_backward)
+    jvp = staticmethod(_gradient_jvp)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *arguments: Any) -> Any:
+        return ops.fold_region_wise_gradient(region_wise_gradient, info.batch_size, in_dims, *arguments)
+
+
+torch.library.impl("rwkernels::region_wise", "Autograd")(lambda *arguments: RegionWise.apply(*arguments))
+torch.library.impl("rwkernels::region_wise_gradient", "Autograd")(
+    lambda *arguments: RegionWiseGradient.apply(*arguments)
+)
+
+
+def region_wise(*arguments: Any) -> tuple[Tensor, Tensor]:
+    """The operator `region_wise`, differentiable under the transforms of `torch.func` too.
+
+    They take an autograd Function but not an operator with an autograd kernel; the compiler takes the operator but not
+    a Function with a forward-mode derivative.
+    """
+    call = RegionWise.apply if _eager_transforms() else torch.ops.rwkernels.region_wise
+    result: tuple[Tensor, Tensor] = call(*arguments)
+    return result
+
+
+def region_wise_gradient(*arguments: Any) -> Tensor:
+    """The operator `region_wise_gradient`; see `region_wise`."""
+    call = RegionWiseGradient.apply if _eager_transforms() else torch.ops.rwkernels.region_wise_gradient
+    result: Tensor = call(*arguments)
+    return result
+
+
+def _eager_transforms() -> bool:
+    return not torch.compiler.is_compiling() and transforms_active()
+
+
+def _is_plain(upstream: Tensor) -> bool:
+    """Whether a backward is a plain one: eager, no second derivative wanted, no transform."""
+    return (
+        not torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()
+        and not transforms_active()
+        and not torch._C._functorch.is_functorch_wrapped_tensor(upstream)  # type: ignore[attr-defined]
+        and not torch._C._functorch.is_legacy_batchedtensor(upstream)  # type: ignore[attr-defined]
+    )
+
+
+def _scale_once(upstream: Tensor, grad: Tensor, problem: Problem) -> Tensor:
+    """The kept gradient times the incoming one, in place where nobody can ask for it again."""
+    factor = ops.remaining_factor(upstream, *problem[:TENSORS], *problem[TENSORS:])
+    kept = _graph_is_kept()
+    if grad.device.type == "cpu":
+        value = float(factor)  # on the host already: nothing waits
+        if value == 1.0:
+            return grad.clone() if kept else grad
+        return grad * value if kept else grad.mul_(value)
+    return grad * factor if kept else grad.mul_(factor)
+
+
+def _per_pixel(upstream: Tensor, problem: Problem) -> Tensor:
+    """The incoming gradient of the loss, shaped to multiply [B, K, *S]."""
+    if problem.reduction == "none":
+        return upstream.unsqueeze(1)
+    return ops.per_image(upstream.reshape(-1), problem.logits).view(-1, *[1] * (problem.logits.dim() - 1))
+
+
+def _reduced(values: Tensor, problem: Problem) -> Tensor:
+    """Values of every pixel [B, *S], summed as the reduction and the groups say."""
+    if problem.reduction == "none":
+        return values
+    return values.reshape(problem.groups, -1).sum(1) if problem.groups else values.sum()
+
+
+def _dense_problem(problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits, dense map and the factor of every pixel's loss, for the derivatives written in plain PyTorch.
+
+    Differentiable with respect to the logits, so that derivatives of any order follow.
+    """
+    dtype = ops.loss_dtype(problem.logits)
+    logits = problem.logits.to(dtype)
+    labels, ignore_index = problem.labels, problem.ignore_index
+    if problem.maps.dim() == logits.dim() - 1:
+        assert labels is not None
+        background = problem.background_value if problem.background is None else problem.background.to(dtype)
+        maps = reference.dense(labels, problem.maps.to(dtype), background, logits.shape[1], None, ignore_index)
+    else:
+        maps = problem.maps.to(dtype)
+    if problem.class_scale is not None:
+        maps = maps * reference.scale_view(problem.class_scale, maps)
+    if not problem.include_background:
+        maps = torch.cat([torch.zeros_like(maps[:, :1]), maps[:, 1:]], 1)
+    if ignore_index is not None and labels is not None:
+        ignored = (labels == ignore_index).unsqueeze(1)
+        logits, maps = torch.where(ignored, 0.0, logits), torch.where(ignored, 0.0, maps)
+    scale = torch.ones(1, dtype=dtype, device=logits.device)
+    if problem.reduction == "mean":
+        scale = ops.mean_divisor(
+            problem.logits, labels, problem.count, ignore_index, problem.include_background, problem.groups
+        )
+        scale = ops.per_image(scale.reciprocal().to(dtype), problem.logits)
+    return logits, maps, scale.view(-1, *[1] * (logits.dim() - 2))

@@ -1,0 +1,260 @@
+"""The CPU backend: the C++ core in `csrc/`, called with addresses and sizes that were checked here."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rwkernels.backends import LossProblem, reference
+
+NAME = "native"
+ISA_VARIABLE = "RWKERNELS_ISA"
+
+_LABEL_CODES = {torch.uint8: "u1", torch.int8: "i1", torch.int16: "i2", torch.int32: "i4", torch.int64: "i8"}
+_FLOAT_CODES = {torch.float32: "f4", torch.float64: "f8", torch.bfloat16: "bf", torch.float16: "f2"}
+
+
+@cache
+def core() -> Any:
+    """The compiled module, with the instruction set that the environment asks for."""
+    module = importlib.import_module("rwkernels._native")
+    module.force_isa(os.environ.get(ISA_VARIABLE, ""))
+    return module
+
+
+def can_run(device: torch.device) -> str | None:
+    """Why this backend cannot run on `device`; None if it can."""
+    if device.type != "cpu":
+        return "it computes on the CPU only"
+    try:
+        core()
+    except ImportError as error:
+        return f"the compiled module is missing ({error})"
+    return None
+
+
+def _grid(labels: Tensor, spacing: Sequence[float]) -> tuple[tuple[int, ...], int, tuple[float, ...]]:
+    """Sizes [B, Z, Y, X] with leading axes of 1 put in, the number of real axes, and (z, y, x) spacing."""
+    axes = labels.dim() - 1
+    sizes = (labels.shape[0], *[1] * (3 - axes), *labels.shape[1:])
+    return sizes, axes, (*[1.0] * (3 - axes), *spacing)
+
+
+def _code(labels: Tensor) -> str:
+    return _LABEL_CODES[labels.dtype]
+
+
+def first_bad_label(labels: Tensor, num_classes: int, ignore_index: int | None) -> int:
+    """See `Backend`."""
+    bad: int = core().first_bad_label(
+        labels.data_ptr(), _code(labels), labels.numel(), num_classes, ignore_index, torch.get_num_threads()
+    )
+    return bad
+
+
+def fill_distance(
+    out: Tensor, labels: Tensor, spacing: Sequence[float], squared: bool, black_border: bool
+) -> None:
+    """See `Backend`."""
+    sizes, axes, steps = _grid(labels, spacing)
+    core().distance(
+        labels.data_ptr(),
+        _code(labels),
+        out.data_ptr(),
+        sizes,
+        axes,
+        steps,
+        squared,
+        black_border,
+        torch.get_num_threads(),
+    )
+
+
+def fill_class_distance(
+    out: Tensor,
+    labels: Tensor,
+    num_classes: int,
+    spacing: Sequence[float],
+    squared: bool,
+    ignore_index: int | None,
+    validate: bool,
+) -> int:
+    """See `Backend`."""
+    sizes, axes, steps = _grid(labels, spacing)
+    bad: int = core().class_distance(
+        labels.data_ptr(),
+        _code(labels),
+        out.data_ptr(),
+        sizes,
+        axes,
+        steps,
+        num_classes,
+        squared,
+        ignore_index,
+        validate,
+        torch.get_num_threads(),
+    )
+    return bad
+
+
+def fill_rectified(
+    out: Tensor,
+    count: Tensor,
+    labels: Tensor,
+    num_classes: int,
+    spacing: Sequence[float],
+    class_max: Tensor | None,
+    black_border: bool,
+    ignore_index: int | None,
+    validate: bool,
+) -> tuple[int, int]:
+    """See `Backend`."""
+    sizes, axes, steps = _grid(labels, spacing)
+    bad: int = core().rectified(
+        labels.data_ptr(),
+        _code(labels),
+        out.data_ptr(),
+        count.data_ptr(),
+        sizes,
+        axes,
+        steps,
+        num_classes,
+        0 if class_max is None else class_max.data_ptr(),
+        ignore_index,
+        black_border,
+        validate,
+        torch.get_num_threads(),
+    )
+    return (-1, -2 - bad) if bad <= -2 else (bad, -1)
+
+
+def fill_boundary(
+    out: Tensor,
+    labels: Tensor,
+    num_classes: int,
+    spacing: Sequence[float],
+    absent: float,
+    inside_offset: float,
+    black_border: bool,
+    ignore_index: int | None,
+    validate: bool,
+) -> int:
+    """See `Backend`."""
+    sizes, axes, steps = _grid(labels, spacing)
+    bad: int = core().boundary(
+        labels.data_ptr(),
+        _code(labels),
+        out.data_ptr(),
+        sizes,
+        axes,
+        steps,
+        num_classes,
+        ignore_index,
+        absent,
+        inside_offset,
+        black_border,
+        validate,
+        torch.get_num_threads(),
+    )
+    return bad
+
+
+def fill_dense(
+    out: Tensor,
+    labels: Tensor,
+    foreground: Tensor,
+    background: Tensor | float,
+    num_classes: int,
+    class_scale: Tensor | None,
+    ignore_index: int | None,
+) -> None:
+    """See `Backend`."""
+    if foreground.dtype == torch.float64:  # the core reads float32 only
+        reference.fill_dense(out, labels, foreground, background, num_classes, class_scale, ignore_index)
+        return
+    sizes, _, _ = _grid(labels, [])
+    foreground = foreground.to(torch.float32)
+    per_pixel = background.to(torch.float32) if isinstance(background, Tensor) else None
+    scale = None if class_scale is None else class_scale.to(torch.float32).contiguous()
+    core().dense(
+        labels.data_ptr(),
+        _code(labels),
+        foreground.data_ptr(),
+        0 if per_pixel is None else per_pixel.data_ptr(),
+        0.0 if isinstance(background, Tensor) else background,
+        0 if scale is None else scale.data_ptr(),
+        out.data_ptr(),
+        _FLOAT_CODES[out.dtype],
+        sizes,
+        num_classes,
+        ignore_index,
+        torch.get_num_threads(),
+    )
+
+
+def _five(values: Sequence[int]) -> tuple[int, ...]:
+    """Sizes or strides [B, K, *S] with leading spatial axes of 1 put in."""
+    return (*values[:2], *[1] * (5 - len(values)), *values[2:])
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def loss(
+    problem: LossProblem,
+    *,
+    per_pixel: bool | None,
+    grad: Tensor | None,
+    image_scale: Tensor | None = None,
+    pixel_scale: Tensor | None = None,
+    validate: bool = False,
+) -> tuple[Tensor, int]:
+    """See `Backend`."""
+    logits, maps, labels = problem.logits, problem.maps, problem.labels
+    if problem.compact and maps.dtype not in (torch.float32, torch.float64):
+        maps = maps.to(torch.float32)
+    background = problem.background
+    per_pixel_background = background.to(maps.dtype) if isinstance(background, Tensor) else None
+    scale = None
+    if problem.class_scale is not None:
+        scale = problem.class_scale.to(torch.float64).reshape(-1, logits.shape[1]).contiguous()
+    precision = torch.promote_types(logits.dtype, torch.float32)
+    image_sums = pixel_loss = None
+    if per_pixel:
+        pixel_loss = logits.new_empty((logits.shape[0], *logits.shape[2:]), dtype=precision)
+    elif per_pixel is not None:
+        image_sums = logits.new_empty(len(logits), dtype=torch.float64)
+    bad = core().region_wise(
+        logits=logits.data_ptr(),
+        dtype=_FLOAT_CODES[logits.dtype],
+        sizes=_five(logits.shape),
+        strides=_five(logits.stride()),
+        map=maps.data_ptr(),
+        map_dtype=_FLOAT_CODES[maps.dtype],
+        map_strides=(0,) * 5 if problem.compact else _five(maps.stride()),
+        compact=problem.compact,
+        labels=_address(labels),
+        label_code="u1" if labels is None else _code(labels),
+        ignore=problem.ignore_index if labels is not None else None,
+        background=_address(per_pixel_background),
+        background_value=0.0 if isinstance(background, Tensor) else background,
+        class_scale=_address(scale),
+        scale_groups=1 if scale is None else len(scale),
+        image_scale=_address(image_scale),
+        pixel_scale=_address(pixel_scale),
+        grad=_address(grad),
+        grad_strides=(0,) * 5 if grad is None else _five(grad.stride()),
+        image_sums=_address(image_sums),
+        pixel_loss=_address(pixel_loss),
+        validate=validate,
+        threads=torch.get_num_threads(),
+    )
+    value = next(t for t in (pixel_loss, image_sums, logits.new_empty(0)) if t is not None)
+    return value, bad
