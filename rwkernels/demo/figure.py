@@ -104,7 +104,7 @@ def _draw_inputs(page: _Page, block: Block, shown: int, window: tuple[slice, sli
         rectified_axes,
         rectified,
         "RRW map",
-        "of white: distance over its maximum",
+        "of white, from -1 to +1",
         cmap=shades,
         vmin=-1,
         vmax=1,
@@ -113,7 +113,7 @@ def _draw_inputs(page: _Page, block: Block, shown: int, window: tuple[slice, sli
         boundary_axes,
         boundary,
         "RW-Boundary map",
-        "of white: signed distance",
+        "of white, in mm",
         cmap=shades,
         vmin=-_MAP_MM,
         vmax=_MAP_MM,
@@ -143,8 +143,7 @@ def _draw_map_key(page: _Page, shades: AxesImage) -> None:
     bar = page.figure.colorbar(shades, cax=axes, orientation="horizontal")
     marks = [-1.0, -0.5, 0.0, 0.5, 1.0]
     texts = [f"{mark:+g}\n{mark * _MAP_MM:+g} mm" for mark in marks]
-    texts[0], texts[2] = f"-1: RRW\n-{_MAP_MM:g} mm: Boundary", "0"
-    texts[-1] = f"+1\n+{_MAP_MM:g} mm or more"
+    texts[2], texts[-1] = "0", f"+1\n+{_MAP_MM:g} mm or more"
     bar.set_ticks(marks, labels=texts)
     axes.get_xticklabels()[0].set_horizontalalignment("left")
     axes.get_xticklabels()[-1].set_horizontalalignment("right")

@@ -53,11 +53,11 @@ def table(trainings: list[Training]) -> str:
     """Return the comparison as aligned text; a class under Dice 0.1 carries a `!`."""
     names = " ".join(f"{name:>8}" for name in SCORED_CLASSES)
     span = len(names)
-    rule = "-" * (17 + 3 * (span + 2) + 14 + 13 + 9)
+    rule = "-" * (17 + 3 * (span + 2) + 19 + 13 + 10)
     lines = [
         f"{'':<17}  {'Dice':>{span}}  {'Hausdorff, mm':>{span}}  {'same, 95 %':>{span}}"
-        f"{'pixels with':>14}{'maps+loss,':>13}{'training':>10}",
-        f"{'loss':<17}  {names}  {names}  {names}{'>1 negative':>14}{'% of time':>13}{'seconds':>10}",
+        f"{'pixels with >1':>19}{'maps+loss,':>13}{'training':>10}",
+        f"{'loss':<17}  {names}  {names}  {names}{'negative, %':>19}{'% of time':>13}{'seconds':>10}",
         rule,
     ]
     lines += [_row(training, final) for training, final in _finished(trainings)]
@@ -127,6 +127,7 @@ def _finished(trainings: list[Training]) -> list[tuple[Training, Scores]]:
 
 
 def _row(training: Training, final: Scores) -> str:
+    first, last = training.several_negatives[0], training.several_negatives[-1]
     flagged = [
         f"{d:.3f}{_FLAG if n in final.unlearned else ' '}"
         for n, d in zip(SCORED_CLASSES, final.dice, strict=True)
@@ -135,7 +136,7 @@ def _row(training: Training, final: Scores) -> str:
         f"{training.name:<17}  {_cells(flagged)}"
         f"  {_cells(f'{mm:.1f} ' for mm in final.hausdorff_mm)}"
         f"  {_cells(f'{mm:.1f} ' for mm in final.hausdorff95_mm)}"
-        f"{_percent(training.several_negatives[-1]):>14}{_percent(training.loss_share):>13}"
+        f"{f'{100 * first:.1f} -> {100 * last:.1f}':>19}{100 * training.loss_share:>13.1f}"
         f"{training.train_seconds:>10.1f}"
     )
 
@@ -143,7 +144,7 @@ def _row(training: Training, final: Scores) -> str:
 def _notes(trainings: list[Training]) -> list[str]:
     notes = [
         "Dice and Hausdorff distance (MONAI): mean over the scored slices. Pixels with >1 negative: training",
-        "pixels of the last epoch at which the gradient of the loss pushes more than one class up.",
+        "pixels whose gradient of the loss pushes more than one class up, in the first -> last epoch.",
     ]
     for training, final in _finished(trainings):
         if final.unlearned:

@@ -90,6 +90,7 @@ def train(
 ) -> Training:
     """Train a fresh network with `criterion` and score it on the validation block after every epoch."""
     result = Training(name)
+    criterion = criterion.to(device)
     network = build_network(settings, device)
     optimizer = torch.optim.Adam(network.parameters(), lr=settings.learning_rate)
     steps = settings.epochs * settings.steps_per_epoch(len(slices.train.labels))
