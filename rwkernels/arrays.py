@@ -18,9 +18,7 @@ def _same(tensor: Tensor) -> Tensor:
 
 def is_array(value: object) -> bool:
     """Whether `value` is a NumPy or CuPy array."""
-    return any(
-        name in sys.modules and isinstance(value, sys.modules[name].ndarray) for name in ("numpy", "cupy")
-    )
+    return any(name in sys.modules and isinstance(value, sys.modules[name].ndarray) for name in ("numpy", "cupy"))
 
 
 def to_tensor(value: Any) -> tuple[Any, Back]:
@@ -33,4 +31,4 @@ def to_tensor(value: Any) -> tuple[Any, Back]:
             value = value.astype(value.dtype.newbyteorder("="), order="C")  # what from_numpy cannot view
         return torch.from_numpy(value), lambda tensor: tensor.numpy()
     assert cupy is not None
-    return torch.from_dlpack(value), cupy.from_dlpack
+    return torch.utils.dlpack.from_dlpack(value), cupy.from_dlpack

@@ -7,43 +7,30 @@ derivative, a transform of `torch.func`) is answered from the logits.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from rwkernels import ops
 from rwkernels.backends import reference
-
-
-class Problem(NamedTuple):
-    """The arguments of the loss operators, in their order."""
-
-    logits: Tensor
-    maps: Tensor
-    labels: Tensor | None
-    background: Tensor | None
-    class_scale: Tensor | None
-    count: Tensor | None
-    background_value: float
-    ignore_index: int | None
-    include_background: bool
-    reduction: str
-    validate: bool
-    backend: str | None
-    groups: int
-
-
-TENSORS = 6  # of the fields of `Problem`
+from rwkernels.loss_ops import (
+    TENSORS,
+    Problem,
+    fold_region_wise,
+    fold_region_wise_gradient,
+    mean_divisor,
+    per_image,
+    remaining_factor,
+)
 
 
 def transforms_active() -> bool:
     """Whether a transform of `torch.func` is running."""
-    return torch._C._functorch.peek_interpreter_stack() is not None  # type: ignore[attr-defined]
+    return bool(torch._C._functorch.peek_interpreter_stack() is not None)
 
 
 def _graph_is_kept() -> bool:
-    return torch._C._autograd._get_current_graph_task_keep_graph()  # type: ignore[attr-defined,no-any-return]
+    return bool(torch._C._autograd._get_current_graph_task_keep_graph())
 
 
 def _save_forward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -134,7 +121,7 @@ class RegionWise(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *arguments: Any) -> Any:
-        return ops.fold_region_wise(region_wise, info.batch_size, in_dims, *arguments)
+        return fold_region_wise(region_wise, info.batch_size, in_dims, *arguments)
 
 
 class RegionWiseGradient(torch.autograd.Function):
@@ -152,13 +139,13 @@ class RegionWiseGradient(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *arguments: Any) -> Any:
-        return ops.fold_region_wise_gradient(region_wise_gradient, info.batch_size, in_dims, *arguments)
+        return fold_region_wise_gradient(region_wise_gradient, info.batch_size, in_dims, *arguments)
 
 
-torch.library.impl("rwkernels::region_wise", "Autograd")(lambda *arguments: RegionWise.apply(*arguments))
-torch.library.impl("rwkernels::region_wise_gradient", "Autograd")(
-    lambda *arguments: RegionWiseGradient.apply(*arguments)
-)
+_region_wise_function: Any = RegionWise.apply
+_gradient_function: Any = RegionWiseGradient.apply
+torch.library.impl("rwkernels::region_wise", "Autograd")(lambda *arguments: _region_wise_function(*arguments))
+torch.library.impl("rwkernels::region_wise_gradient", "Autograd")(lambda *arguments: _gradient_function(*arguments))
 
 
 def region_wise(*arguments: Any) -> tuple[Tensor, Tensor]:
@@ -167,14 +154,14 @@ def region_wise(*arguments: Any) -> tuple[Tensor, Tensor]:
     They take an autograd Function but not an operator with an autograd kernel; the compiler takes the operator but not
     a Function with a forward-mode derivative.
     """
-    call = RegionWise.apply if _eager_transforms() else torch.ops.rwkernels.region_wise
+    call = _region_wise_function if _eager_transforms() else torch.ops.rwkernels.region_wise
     result: tuple[Tensor, Tensor] = call(*arguments)
     return result
 
 
 def region_wise_gradient(*arguments: Any) -> Tensor:
     """The operator `region_wise_gradient`; see `region_wise`."""
-    call = RegionWiseGradient.apply if _eager_transforms() else torch.ops.rwkernels.region_wise_gradient
+    call = _gradient_function if _eager_transforms() else torch.ops.rwkernels.region_wise_gradient
     result: Tensor = call(*arguments)
     return result
 
@@ -189,14 +176,15 @@ def _is_plain(upstream: Tensor) -> bool:
         not torch.is_grad_enabled()
         and not torch.compiler.is_compiling()
         and not transforms_active()
-        and not torch._C._functorch.is_functorch_wrapped_tensor(upstream)  # type: ignore[attr-defined]
-        and not torch._C._functorch.is_legacy_batchedtensor(upstream)  # type: ignore[attr-defined]
+        and type(upstream) is Tensor
+        and not torch._C._functorch.is_functorch_wrapped_tensor(upstream)
+        and not torch._C._functorch.is_legacy_batchedtensor(upstream)
     )
 
 
 def _scale_once(upstream: Tensor, grad: Tensor, problem: Problem) -> Tensor:
     """The kept gradient times the incoming one, in place where nobody can ask for it again."""
-    factor = ops.remaining_factor(upstream, *problem[:TENSORS], *problem[TENSORS:])
+    factor = remaining_factor(upstream, problem)
     kept = _graph_is_kept()
     if grad.device.type == "cpu":
         value = float(factor)  # on the host already: nothing waits
@@ -210,7 +198,7 @@ def _per_pixel(upstream: Tensor, problem: Problem) -> Tensor:
     """The incoming gradient of the loss, shaped to multiply [B, K, *S]."""
     if problem.reduction == "none":
         return upstream.unsqueeze(1)
-    return ops.per_image(upstream.reshape(-1), problem.logits).view(-1, *[1] * (problem.logits.dim() - 1))
+    return per_image(upstream.reshape(-1), problem).view(-1, *[1] * (problem.logits.dim() - 1))
 
 
 def _reduced(values: Tensor, problem: Problem) -> Tensor:
@@ -225,10 +213,10 @@ def _dense_problem(problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
 
     Differentiable with respect to the logits, so that derivatives of any order follow.
     """
-    dtype = ops.loss_dtype(problem.logits)
+    dtype = problem.loss_dtype
     logits = problem.logits.to(dtype)
     labels, ignore_index = problem.labels, problem.ignore_index
-    if problem.maps.dim() == logits.dim() - 1:
+    if problem.compact:
         assert labels is not None
         background = problem.background_value if problem.background is None else problem.background.to(dtype)
         maps = reference.dense(labels, problem.maps.to(dtype), background, logits.shape[1], None, ignore_index)
@@ -243,8 +231,5 @@ def _dense_problem(problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
         logits, maps = torch.where(ignored, 0.0, logits), torch.where(ignored, 0.0, maps)
     scale = torch.ones(1, dtype=dtype, device=logits.device)
     if problem.reduction == "mean":
-        scale = ops.mean_divisor(
-            problem.logits, labels, problem.count, ignore_index, problem.include_background, problem.groups
-        )
-        scale = ops.per_image(scale.reciprocal().to(dtype), problem.logits)
+        scale = per_image(mean_divisor(problem).reciprocal().to(dtype), problem)
     return logits, maps, scale.view(-1, *[1] * (logits.dim() - 2))

@@ -50,7 +50,7 @@ class RectifiedMap:
     image_count: Tensor | None = None
 
     @property
-    def count(self) -> Tensor:
+    def count(self) -> Any:
         """Number of pixels that count, N of Eq. 1: an int64 scalar on the device of the map."""
         labels, back = arrays.to_tensor(self.labels)
         if self.ignore_index is None:
@@ -69,7 +69,7 @@ class RectifiedMap:
         """Where the map lives."""
         return self.labels.device
 
-    def dense(self, dtype: torch.dtype | None = None, out: Tensor | None = None, backend: str | None = None) -> Tensor:
+    def dense(self, dtype: torch.dtype | None = None, out: Any = None, backend: str | None = None) -> Any:
         """The map written out, `[B, K, *S]`.
 
         Args:
@@ -128,9 +128,7 @@ class RectifiedMap:
         """The part of the map at `index`, which means what it means for `labels`: a crop, a choice of images."""
         labels = self.labels[index]
         background = self.background if isinstance(self.background, (int, float)) else self.background[index]
-        return replace(
-            self, labels=labels, foreground=self.foreground[index], background=background, image_count=None
-        )
+        return replace(self, labels=labels, foreground=self.foreground[index], background=background, image_count=None)
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -142,7 +140,9 @@ class RectifiedMap:
         """The same map with `function` applied to every tensor."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         changed = {
-            name: function(value) for name, value in values.items() if isinstance(value, Tensor) or arrays.is_array(value)
+            name: function(value)
+            for name, value in values.items()
+            if isinstance(value, Tensor) or arrays.is_array(value)
         }
         return replace(self, **changed)
 
@@ -164,7 +164,12 @@ def _flatten(maps: RectifiedMap) -> tuple[list[Any], Any]:
     if isinstance(maps.background, (int, float)):
         present.remove("background")
         background = maps.background
-    return [getattr(maps, name) for name in present], (tuple(present), background, maps.num_classes, maps.ignore_index)
+    return [getattr(maps, name) for name in present], (
+        tuple(present),
+        background,
+        maps.num_classes,
+        maps.ignore_index,
+    )
 
 
 def _flatten_with_keys(maps: RectifiedMap) -> tuple[list[Any], Any]:
@@ -197,7 +202,7 @@ def _collate(batch: list[RectifiedMap], *, collate_fn_map: Any = None) -> Rectif
         raise ValueError(f"maps: expected one num_classes and ignore_index in a batch, got {sorted(settings, key=str)}")
     scales = [maps.class_scale for maps in batch]
     if any((scale is None) != (scales[0] is None) for scale in scales) or any(
-        scale is not None and not torch.equal(scale, scales[0]) for scale in scales
+        scale is not None and scales[0] is not None and not torch.equal(scale, scales[0]) for scale in scales
     ):
         raise ValueError("maps: expected one class_scale in a batch, got several")
 

@@ -58,8 +58,8 @@ def _compact(logits: Tensor, maps: RectifiedMap) -> tuple[Tensor, Tensor, Tensor
     return foreground, labels, background, scale
 
 
-def _dense(logits: Tensor, maps: Any) -> Tensor:
-    maps = checks.tensor("maps", maps)
+def _dense(logits: Tensor, value: Any) -> Tensor:
+    maps = checks.tensor("maps", value)
     if maps.dtype in checks.LABEL_DTYPES:
         raise TypeError(
             "maps: expected a floating map or a RectifiedMap (RegionWiseLoss and rectified_map take labels), "
@@ -161,7 +161,9 @@ def region_wise_loss(
             labels = labels_like("labels", labels, logits.shape)
             checks.same_device("labels", labels, "logits", logits)
         elif ignored is not None:
-            raise ValueError("labels: expected the labels of the map, which ignore_index needs for a dense map, got None")
+            raise ValueError(
+                "labels: expected the labels of the map, which ignore_index needs for a dense map, got None"
+            )
     if values.requires_grad:
         raise ValueError("maps: expected a map that requires no gradient, got one that does (use maps.detach())")
     _warn_about_one_channel(logits.shape[1])

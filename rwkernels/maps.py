@@ -210,9 +210,7 @@ def constant_map(
                  [[ 2., -3.]]]])
     """
     foreground, background = -checks.number("beta", beta), checks.number("alpha", alpha)
-    return _constant(
-        labels, num_classes, foreground, background, ignore_index, spatial_dims, validate, out, backend
-    )
+    return _constant(labels, num_classes, foreground, background, ignore_index, spatial_dims, validate, out, backend)
 
 
 def boundary_map(
@@ -373,15 +371,14 @@ def rectify(
 def class_weights(name: str, weight: Any, num_classes: int, device: torch.device) -> Tensor:
     """One finite floating weight per class on `device`, float32 or float64 `[K]`."""
     weight = arrays.to_tensor(weight)[0]
-    if not isinstance(weight, Tensor):
-        if not isinstance(weight, Sequence) or isinstance(weight, str):
-            raise TypeError(f"{name}: expected {num_classes} numbers, got {checks.describe(weight)}")
+    if isinstance(weight, Sequence) and not isinstance(weight, str):
         weight = torch.tensor([checks.number(name, w) for w in weight], device=device)
-    checks.floating(name, weight)
-    checks.shape(name, weight, (num_classes,), "[K]")
-    if weight.device != device:
-        raise ValueError(f"{name}: expected a tensor on {device} like the map, got {checks.describe(weight)}")
-    return weight if weight.dtype == torch.float64 else weight.float()
+    found = checks.tensor(name, weight)
+    checks.floating(name, found)
+    checks.shape(name, found, (num_classes,), "[K]")
+    if found.device != device:
+        raise ValueError(f"{name}: expected a tensor on {device} like the map, got {checks.describe(found)}")
+    return found if found.dtype == torch.float64 else found.float()
 
 
 def _by_label(weight: Tensor, labels: Tensor) -> Tensor:
@@ -468,20 +465,25 @@ def scale_pixels(maps: Any, weight: Any, *, validate: bool | None = None) -> Any
         >>> rw.scale_pixels(m, torch.tensor([[[1.0, 0.5]]])).background
         tensor([[[1.0000, 0.5000]]])
     """
-    compact = isinstance(maps, RectifiedMap)
-    holder, back = maps._tensors() if compact else _dense_map(maps)
-    shape = (holder.shape[0], 1, *holder.shape[1 if compact else 2 :])
+    if isinstance(maps, RectifiedMap):
+        compact, back = maps._tensors()
+        return _times(compact, _pixel_weight(weight, compact.foreground, validate))._map(back)
+    maps, back = _dense_map(maps)
+    weight = _pixel_weight(weight, maps[:, 0], validate)
+    return back(maps * (weight.unsqueeze(1) if isinstance(weight, Tensor) else weight))
+
+
+def _pixel_weight(weight: Any, like: Tensor, validate: bool | None) -> Tensor | float:
+    """Weights that are not negative, in shape [B, *S] and dtype of `like`; or one number."""
     weight = arrays.to_tensor(weight)[0]
-    if isinstance(weight, Tensor):
-        checks.floating("weight", weight)
-        checks.same_device("weight", weight, "maps", holder)
-        weight = weight.squeeze(1) if weight.dim() == len(shape) and weight.shape[1] == 1 else weight
-        checks.shape("weight", weight, (shape[0], *shape[2:]), "[B, *S]")
-        if checks.validate(validate, holder.device):
-            _refuse_negative("weight", weight)
-        weight = weight.to(holder.foreground.dtype if compact else holder.dtype)
-    elif checks.number("weight", weight) < 0:
-        raise ValueError(f"weight: expected numbers >= 0, got {weight}")
-    if compact:
-        return _times(holder, weight)._map(back)
-    return back(holder * (weight.unsqueeze(1) if isinstance(weight, Tensor) else weight))
+    if not isinstance(weight, Tensor):
+        if checks.number("weight", weight) < 0:
+            raise ValueError(f"weight: expected numbers >= 0, got {weight}")
+        return float(weight)
+    found = weight.squeeze(1) if weight.dim() == like.dim() + 1 and weight.shape[1] == 1 else weight
+    checks.floating("weight", found)
+    checks.same_device("weight", found, "maps", like)
+    checks.shape("weight", found, like.shape, "[B, *S]")
+    if checks.validate(validate, like.device):
+        _refuse_negative("weight", found)
+    return found.to(like.dtype)

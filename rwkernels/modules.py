@@ -25,7 +25,7 @@ FAMILIES = ("rectified", "boundary", "active_contour", "constant")
 
 
 def whole_labels(labels: Tensor, validate: bool) -> Tensor:
-    """Integer labels from floating ones that hold whole numbers, as nnU-Net's do. Fractions and NaN become bad labels."""
+    """Integer labels from floating ones that hold whole numbers, as nnU-Net's do; fractions become bad labels."""
     if not labels.is_floating_point():
         return labels
     whole = labels == labels.round()
@@ -128,9 +128,7 @@ class RegionWiseLoss(nn.Module):
         }
         return families[self.maps](labels, num_classes, **common, **self.map_options)
 
-    def forward(
-        self, logits: Tensor, labels_or_maps: Tensor | RectifiedMap, labels: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, logits: Tensor, labels_or_maps: Tensor | RectifiedMap, labels: Tensor | None = None) -> Tensor:
         """The loss; see the class for shapes."""
         logits = _logits(logits)
         maps: Tensor | RectifiedMap

@@ -58,9 +58,7 @@ def first_bad_label(labels: Tensor, num_classes: int, ignore_index: int | None) 
     return bad
 
 
-def fill_distance(
-    out: Tensor, labels: Tensor, spacing: Sequence[float], squared: bool, black_border: bool
-) -> None:
+def fill_distance(out: Tensor, labels: Tensor, spacing: Sequence[float], squared: bool, black_border: bool) -> None:
     """See `Backend`."""
     sizes, axes, steps = _grid(labels, spacing)
     core().distance(

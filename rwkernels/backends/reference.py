@@ -225,9 +225,7 @@ def _precision(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
 
 
-def fill_distance(
-    out: Tensor, labels: Tensor, spacing: Sequence[float], squared: bool, black_border: bool
-) -> None:
+def fill_distance(out: Tensor, labels: Tensor, spacing: Sequence[float], squared: bool, black_border: bool) -> None:
     """See `Backend`."""
     out.copy_(distance(labels, spacing, squared, black_border, _precision(labels.device)))
 
@@ -280,9 +278,7 @@ def fill_boundary(
 ) -> int:
     """See `Backend`."""
     precision = _precision(labels.device)
-    out.copy_(
-        boundary(labels, num_classes, spacing, absent, inside_offset, ignore_index, black_border, precision)
-    )
+    out.copy_(boundary(labels, num_classes, spacing, absent, inside_offset, ignore_index, black_border, precision))
     return first_bad_label(labels, num_classes, ignore_index) if validate else -1
 
 
