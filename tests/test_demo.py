@@ -107,8 +107,7 @@ def test_every_loss_starts_from_the_same_weights_and_sees_the_same_batches(few_s
     assert any(not torch.equal(first[name], other[name]) for name in first)
 
     once, again = (
-        [labels for epoch in training.batches(few_slices.train, settings) for _, labels in epoch]
-        for _ in range(2)
+        [labels for epoch in training.batches(few_slices.train, settings) for _, labels in epoch] for _ in range(2)
     )
     assert len(once) == 2 * settings.steps_per_epoch(4) == 4
     assert all(torch.equal(a, b) for a, b in zip(once, again, strict=True))
@@ -135,9 +134,7 @@ def test_the_share_counts_pixels_and_not_entries() -> None:
 
 def test_eight_fifteenths_of_the_simplex_have_two_negative_entries() -> None:
     steps = 400
-    centres = [
-        ((3 * i + 1) / (3 * steps), (3 * j + 1) / (3 * steps)) for i in range(steps) for j in range(steps - i)
-    ]
+    centres = [((3 * i + 1) / (3 * steps), (3 * j + 1) / (3 * steps)) for i in range(steps) for j in range(steps - i)]
     first_two = torch.tensor(centres, dtype=torch.float64)
     probabilities = torch.cat([first_two, 1 - first_two.sum(dim=1, keepdim=True)], dim=1)
     assert share_with_several_negatives(gradient_of_loss(probabilities, [12, 4, -3])) == pytest.approx(
@@ -271,9 +268,7 @@ def test_ctrl_c_while_the_picture_is_written_leaves_no_part_of_it(
 
 
 @pytest.mark.parametrize("name", ["tpu", "cpu:x", ""])
-def test_an_unknown_device_is_refused_by_name(
-    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_unknown_device_is_refused_by_name(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert demo.run(options("--device", name, "--out", str(tmp_path))) == 2
     assert f"--device: expected cpu or cuda, got {name!r}" in capsys.readouterr().err
 
@@ -298,9 +293,7 @@ def test_a_missing_package_is_named_together_with_the_extra(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     find_spec = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name: None if name == "monai" else find_spec(name)
-    )
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "monai" else find_spec(name))
     assert demo.run(options()) == 1
     message = capsys.readouterr().err
     assert "monai not installed" in message
@@ -308,9 +301,7 @@ def test_a_missing_package_is_named_together_with_the_extra(
 
 
 @pytest.mark.parametrize("epochs", ["0", "-2", "many"])
-def test_a_number_of_epochs_that_makes_no_sense_is_refused(
-    epochs: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_number_of_epochs_that_makes_no_sense_is_refused(epochs: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         options("--epochs", epochs)
     assert "--epochs" in capsys.readouterr().err

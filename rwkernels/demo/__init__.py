@@ -41,9 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device", default=None, metavar="{cpu,cuda}", help="where to train (default: cuda if there is one)"
     )
-    parser.add_argument(
-        "--epochs", type=_positive, default=30, metavar="N", help="epochs per loss (default: 30)"
-    )
+    parser.add_argument("--epochs", type=_positive, default=30, metavar="N", help="epochs per loss (default: 30)")
 
 
 def run(args: argparse.Namespace) -> int:

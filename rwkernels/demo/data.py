@@ -62,9 +62,7 @@ def load_slices() -> Slices:
     """
     template = load_mni152_template(resolution=1)
     image = _uint8(template)
-    labels = tissue_labels(
-        _uint8(load_mni152_gm_template(resolution=1)), _uint8(load_mni152_wm_template(resolution=1))
-    )
+    labels = tissue_labels(_uint8(load_mni152_gm_template(resolution=1)), _uint8(load_mni152_wm_template(resolution=1)))
     origin = round(float(template.affine[2, 3]))
     train = _cut(image, labels, TRAIN_Z_MM, origin)
     validation = _cut(image, labels, VALIDATION_Z_MM, origin)
@@ -92,9 +90,7 @@ def _uint8(nifti: Any) -> npt.NDArray[np.uint8]:
     return scaled
 
 
-def _cut(
-    image: npt.NDArray[np.uint8], labels: npt.NDArray[np.int64], z_mm: tuple[int, ...], origin: int
-) -> Block:
+def _cut(image: npt.NDArray[np.uint8], labels: npt.NDArray[np.int64], z_mm: tuple[int, ...], origin: int) -> Block:
     index = [z - origin for z in z_mm]
 
     def upright(volume: npt.NDArray[Any]) -> npt.NDArray[Any]:

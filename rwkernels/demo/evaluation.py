@@ -36,9 +36,7 @@ class Scores:
     def unlearned(self) -> tuple[str, ...]:
         """Names of the classes under Dice 0.1."""
         # Written so that a Dice that is not a number is flagged too.
-        return tuple(
-            name for name, dice in zip(SCORED_CLASSES, self.dice, strict=True) if not dice >= UNLEARNED_DICE
-        )
+        return tuple(name for name, dice in zip(SCORED_CLASSES, self.dice, strict=True) if not dice >= UNLEARNED_DICE)
 
 
 def dice_per_class(prediction: Tensor, labels: Tensor) -> tuple[float, ...]:
@@ -80,9 +78,7 @@ def _hausdorff(prediction: Tensor, labels: Tensor, percentile: float | None) -> 
             spacing=PIXEL_MM,
         )
     # MONAI answers `inf` or `nan` for an empty prediction, depending on `percentile`.
-    missing = torch.stack(
-        [(prediction != k).flatten(1).all(dim=1) for k in range(1, len(CLASS_NAMES))], dim=1
-    )
+    missing = torch.stack([(prediction != k).flatten(1).all(dim=1) for k in range(1, len(CLASS_NAMES))], dim=1)
     return _mean_over_slices(distance.cpu().masked_fill(missing, math.inf))
 
 

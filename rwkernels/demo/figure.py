@@ -78,9 +78,7 @@ class _Page:
 
     def axes(self, left: float, top: float, width: float, height: float) -> Axes:
         bottom = self.height - top - height
-        return self.figure.add_axes(
-            (left / self.width, bottom / self.height, width / self.width, height / self.height)
-        )
+        return self.figure.add_axes((left / self.width, bottom / self.height, width / self.width, height / self.height))
 
     def picture(self, column: int, top: float) -> Axes:
         return self.axes(_MARGIN + column * (_PICTURE_WIDTH + _GAP), top, _PICTURE_WIDTH, self.picture_height)

@@ -23,9 +23,7 @@ def introduction(slices: Slices, settings: Settings, device: torch.device) -> st
     """Say what the data is and what is about to happen."""
     height, width = slices.train.labels.shape[1:]
     train, validation = slices.train.z_mm, slices.validation.z_mm
-    machine = (
-        torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
-    )
+    machine = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
     lines = [
         ("Data", data.DESCRIPTION),
         (
@@ -129,8 +127,7 @@ def _finished(trainings: list[Training]) -> list[tuple[Training, Scores]]:
 def _row(training: Training, final: Scores) -> str:
     first, last = training.several_negatives[0], training.several_negatives[-1]
     flagged = [
-        f"{d:.3f}{_FLAG if n in final.unlearned else ' '}"
-        for n, d in zip(SCORED_CLASSES, final.dice, strict=True)
+        f"{d:.3f}{_FLAG if n in final.unlearned else ' '}" for n, d in zip(SCORED_CLASSES, final.dice, strict=True)
     ]
     return (
         f"{training.name:<17}  {_cells(flagged)}"
@@ -149,8 +146,7 @@ def _notes(trainings: list[Training]) -> list[str]:
     for training, final in _finished(trainings):
         if final.unlearned:
             notes.append(
-                f"{_FLAG} {training.name}: {' and '.join(final.unlearned)} under Dice {UNLEARNED_DICE}, "
-                "not learned"
+                f"{_FLAG} {training.name}: {' and '.join(final.unlearned)} under Dice {UNLEARNED_DICE}, not learned"
             )
         for name, count in zip(SCORED_CLASSES, final.empty_slices, strict=True):
             if count:

@@ -85,9 +85,7 @@ def batches(block: Block, settings: Settings) -> Iterator[list[tuple[Tensor, Ten
         yield [(block.images[part], block.labels[part]) for part in parts]
 
 
-def train(
-    name: str, criterion: nn.Module, slices: Slices, settings: Settings, device: torch.device
-) -> Training:
+def train(name: str, criterion: nn.Module, slices: Slices, settings: Settings, device: torch.device) -> Training:
     """Train a fresh network with `criterion` and score it on the validation block after every epoch."""
     result = Training(name)
     criterion = criterion.to(device)
