@@ -7,6 +7,7 @@ import importlib.util
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -75,7 +76,7 @@ def test_labels_are_the_tissue_maps_over_127_at_the_stated_height(slices: Slices
     import nilearn.datasets
 
     folder = Path(nilearn.datasets.__file__).parent / "data"
-    volumes = {
+    volumes: dict[str, Any] = {
         tissue: nibabel.load(folder / f"mni_icbm152_{tissue}_tal_nlin_sym_09a_converted.nii.gz")
         for tissue in ("gm", "wm")
     }

@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "what the gradients look like and what maps and loss cost; writes one PNG and results.json. "
         "No download: the images come with nilearn."
     )
-    parser.add_argument("--seed", type=int, default=0, help="initial weights and batch order (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="initial weights and batch order (default: 0)")
     parser.add_argument(
         "--out",
         type=Path,

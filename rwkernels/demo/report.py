@@ -38,7 +38,7 @@ def introduction(slices: Slices, settings: Settings, device: torch.device) -> st
         ),
         (
             "Network",
-            f"2D U-Net, {settings.epochs} epochs a loss, Adam at {settings.learning_rate:g}, batches of "
+            f"2D U-Net, epochs per loss: {settings.epochs}, Adam at {settings.learning_rate:g}, batches of "
             f"{settings.batch_size}, seed {settings.seed};\n"
             "the same initial weights and batches for every loss",
         ),
