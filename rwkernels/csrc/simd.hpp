@@ -38,6 +38,22 @@ RWK_INLINE I load(const std::int32_t* from) {
 }
 RWK_INLINE void store(float* to, F v) { std::memcpy(to, &v, sizeof v); }
 RWK_INLINE void store(std::int32_t* to, I v) { std::memcpy(to, &v, sizeof v); }
+// Past the caches, for what is too large to be found there again. `to` is aligned to the vector; a thread that
+// has streamed ends with stream_fence() before anyone else reads.
+RWK_INLINE void stream(float* to, F v) {
+#if defined(__AVX512F__)
+  _mm512_stream_ps(to, (__m512)v);
+#elif defined(__AVX2__)
+  _mm256_stream_ps(to, (__m256)v);
+#else
+  store(to, v);
+#endif
+}
+RWK_INLINE void stream_fence() {
+#if defined(__AVX2__)
+  _mm_sfence();
+#endif
+}
 RWK_INLINE F splat(float x) { return x - F{}; }
 RWK_INLINE I splat(std::int32_t x) { return x - I{}; }
 
@@ -50,6 +66,11 @@ RWK_INLINE F from_bits(I v) {
   F r;
   std::memcpy(&r, &v, sizeof r);
   return r;
+}
+RWK_INLINE F iota() {
+  F v;
+  for (int i = 0; i < lanes; ++i) v[i] = static_cast<float>(i);
+  return v;
 }
 RWK_INLINE F to_float(I v) { return __builtin_convertvector(v, F); }
 
@@ -64,6 +85,7 @@ RWK_INLINE F fma(F a, F b, F c) { return (F)_mm512_fmadd_ps((__m512)a, (__m512)b
 RWK_INLINE F sqrt(F a) { return (F)_mm512_sqrt_ps((__m512)a); }
 RWK_INLINE I to_int(F a) { return (I)_mm512_cvtps_epi32((__m512)a); }  // to nearest even
 RWK_INLINE Mask less(F a, F b) { return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_LT_OQ); }
+RWK_INLINE Mask not_less(F a, F b) { return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_NLT_UQ); }
 RWK_INLINE Mask equal(I a, I b) { return _mm512_cmpeq_epi32_mask((__m512i)a, (__m512i)b); }
 RWK_INLINE Mask less(I a, I b) { return _mm512_cmplt_epi32_mask((__m512i)a, (__m512i)b); }
 RWK_INLINE F select(Mask m, F yes, F no) { return (F)_mm512_mask_blend_ps(m, (__m512)no, (__m512)yes); }
@@ -73,6 +95,7 @@ RWK_INLINE Mask either(Mask a, Mask b) { return static_cast<Mask>(a | b); }
 RWK_INLINE Mask negate(Mask a) { return static_cast<Mask>(~a); }
 RWK_INLINE bool any(Mask m) { return m != 0; }
 RWK_INLINE bool all(Mask m) { return m == 0xffff; }
+RWK_INLINE int first_lane(Mask m) { return __builtin_ctz(m); }  // of a mask that has one
 RWK_INLINE float horizontal_max(F v) { return _mm512_reduce_max_ps((__m512)v); }
 RWK_INLINE std::int32_t horizontal_max(I v) { return _mm512_reduce_max_epi32((__m512i)v); }
 RWK_INLINE std::int32_t horizontal_min(I v) { return _mm512_reduce_min_epi32((__m512i)v); }
@@ -81,6 +104,14 @@ RWK_INLINE I widen(const std::uint8_t* from) {
 }
 RWK_INLINE I widen(const std::uint16_t* from) {
   return (I)_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+}
+RWK_INLINE Mask same(const std::uint8_t* a, const std::uint8_t* b) {
+  return _mm_cmpeq_epu8_mask(_mm_loadu_si128(reinterpret_cast<const __m128i*>(a)),
+                             _mm_loadu_si128(reinterpret_cast<const __m128i*>(b)));
+}
+RWK_INLINE Mask same(const std::uint16_t* a, const std::uint16_t* b) {
+  return _mm256_cmpeq_epu16_mask(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(a)),
+                                 _mm256_loadu_si256(reinterpret_cast<const __m256i*>(b)));
 }
 
 #else
@@ -96,12 +127,21 @@ RWK_INLINE F sqrt(F a) { return (F)_mm256_sqrt_ps((__m256)a); }
 RWK_INLINE I to_int(F a) { return (I)_mm256_cvtps_epi32((__m256)a); }  // to nearest even
 RWK_INLINE bool any(Mask m) { return _mm256_movemask_ps((__m256)m) != 0; }
 RWK_INLINE bool all(Mask m) { return _mm256_movemask_ps((__m256)m) == 0xff; }
+RWK_INLINE int first_lane(Mask m) { return __builtin_ctz(_mm256_movemask_ps((__m256)m)); }  // of a mask that has one
 RWK_INLINE F select(Mask m, F yes, F no) { return (F)_mm256_blendv_ps((__m256)no, (__m256)yes, (__m256)m); }
 RWK_INLINE I widen(const std::uint8_t* from) {
   return (I)_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from)));
 }
 RWK_INLINE I widen(const std::uint16_t* from) {
   return (I)_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+}
+RWK_INLINE Mask same(const std::uint8_t* a, const std::uint8_t* b) {
+  return (I)_mm256_cvtepi8_epi32(_mm_cmpeq_epi8(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(a)),
+                                                _mm_loadl_epi64(reinterpret_cast<const __m128i*>(b))));
+}
+RWK_INLINE Mask same(const std::uint16_t* a, const std::uint16_t* b) {
+  return (I)_mm256_cvtepi16_epi32(_mm_cmpeq_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(a)),
+                                                  _mm_loadu_si128(reinterpret_cast<const __m128i*>(b))));
 }
 #else
 RWK_INLINE F min(F a, F b) { return a < b ? a : b; }
@@ -119,6 +159,7 @@ RWK_INLINE I to_int(F a) {  // to nearest even, for |a| < 2^22
 }
 RWK_INLINE bool any(Mask m) { return (m[0] | m[1] | m[2] | m[3]) != 0; }
 RWK_INLINE bool all(Mask m) { return (m[0] & m[1] & m[2] & m[3]) != 0; }
+RWK_INLINE int first_lane(Mask m) { return m[0] ? 0 : m[1] ? 1 : m[2] ? 2 : 3; }  // of a mask that has one
 RWK_INLINE F select(Mask m, F yes, F no) { return m ? yes : no; }
 template <class Small>
 RWK_INLINE I widen_each(const Small* from) {
@@ -128,8 +169,11 @@ RWK_INLINE I widen_each(const Small* from) {
 }
 RWK_INLINE I widen(const std::uint8_t* from) { return widen_each(from); }
 RWK_INLINE I widen(const std::uint16_t* from) { return widen_each(from); }
+RWK_INLINE Mask same(const std::uint8_t* a, const std::uint8_t* b) { return widen(a) == widen(b); }
+RWK_INLINE Mask same(const std::uint16_t* a, const std::uint16_t* b) { return widen(a) == widen(b); }
 #endif
 RWK_INLINE Mask less(F a, F b) { return a < b; }
+RWK_INLINE Mask not_less(F a, F b) { return ~(a < b); }
 RWK_INLINE Mask less(I a, I b) { return a < b; }
 RWK_INLINE Mask equal(I a, I b) { return a == b; }
 RWK_INLINE I select(Mask m, I yes, I no) { return (m & yes) | (~m & no); }
@@ -153,21 +197,38 @@ RWK_INLINE std::int32_t horizontal_min(I v) {
 }
 #endif
 
+RWK_INLINE I widen(const std::uint32_t* from) {
+  I v;
+  std::memcpy(&v, from, sizeof v);
+  return v;
+}
+RWK_INLINE Mask same(const std::uint32_t* a, const std::uint32_t* b) { return equal(widen(a), widen(b)); }
+
 // e^x for x <= 88, to about one unit in the last place: 0 below -87.3 (subnormal results are not worth
-// their price), NaN for NaN. Range reduction to |r| <= ln(2)/2 and the minimax polynomial of Cephes' expf.
+// their price), NaN for NaN. With n the integer nearest to x / ln(2), e^x = 2^n e^r and |r| <= ln(2)/2;
+// e^r = 1 + r + r^2 q(r), q the polynomial of degree 4 of least relative error there, 3.6e-9. ln(2) is taken
+// off in two parts, the first short enough for n times it to be exact.
 RWK_INLINE F exp(F x) {
-  const F n = to_float(to_int(max(splat(-126.0f), x * 1.44269504f)));
+#if defined(__AVX512F__)
+  const F n = (F)_mm512_roundscale_ps((__m512)(x * 1.44269504f), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#else
+  const I whole = to_int(max(splat(-126.0f), x * 1.44269504f));
+  const F n = to_float(whole);
+#endif
   F r = fma(n, splat(-0.693359375f), x);
   r = fma(n, splat(2.12194440e-4f), r);
-  F p = splat(1.9875691500e-4f);
-  p = fma(p, r, splat(1.3981999507e-3f));
-  p = fma(p, r, splat(8.3334519073e-3f));
-  p = fma(p, r, splat(4.1665795894e-2f));
-  p = fma(p, r, splat(1.6666665459e-1f));
-  p = fma(p, r, splat(5.0000001201e-1f));
-  p = fma(p, r * r, r) + 1.0f;
-  const F power = from_bits((to_int(n) + 127) << 23);
-  return select(less(x, splat(-87.3f)), F{}, p * power);
+  F q = splat(1.3814539416e-3f);
+  q = fma(q, r, splat(8.3687454462e-3f));
+  q = fma(q, r, splat(4.1668388993e-2f));
+  q = fma(q, r, splat(1.6666521132e-1f));
+  q = fma(q, r, splat(4.9999994040e-1f));
+  const F p = fma(q, r * r, r) + 1.0f;
+#if defined(__AVX512F__)
+  const Mask worth = _mm512_cmp_ps_mask((__m512)x, (__m512)splat(-87.3f), _CMP_NLT_UQ);
+  return (F)_mm512_maskz_scalef_ps(worth, (__m512)p, (__m512)n);
+#else
+  return select(less(x, splat(-87.3f)), F{}, p * from_bits((whole + 127) << 23));
+#endif
 }
 
 }  // namespace rwk::RWK_ISA

@@ -1,0 +1,7 @@
+"""`python -m rwkernels`."""
+
+import sys
+
+from rwkernels.cli import main
+
+sys.exit(main())

@@ -1,0 +1,46 @@
+// Exact Euclidean distance transforms of label images.
+#pragma once
+
+#include <cstdint>
+
+#include "isa.hpp"
+
+namespace rwk {
+
+// A batch of images, and how far apart the centres of neighbours are along each axis. Fewer than three axes:
+// the first ones have length 1. Axes are numbered 0 (z), 1 (y), 2 (x, contiguous).
+struct Grid {
+  std::int64_t batch = 0;
+  std::int64_t length[3] = {1, 1, 1};
+  double spacing[3] = {1, 1, 1};
+  bool bounded[3] = {false, false, false};  // is the outside of the image, along this axis, another label?
+
+  std::int64_t pixels() const { return length[0] * length[1] * length[2]; }
+  bool needs_pass(int axis) const { return length[axis] > 1 || bounded[axis]; }
+};
+
+// Labels as the kernels read them: unsigned integers of 1, 2 or 4 bytes (labels.hpp).
+struct Codes {
+  const void* data = nullptr;
+  int bytes = 1;
+  std::int64_t size = 0;      // every code is below it
+  std::int64_t ignored = -1;  // the code of ignored pixels; -1 where there are none
+  bool special = false;       // some pixel is ignored, or of no class
+};
+
+// Rows of a slice that hold a class: [low, high), empty where low >= high.
+struct RowRange {
+  std::int32_t low, high;
+};
+
+struct DistanceKernels {
+  // Squared distance to the nearest pixel of another label, or its root.
+  void (*distance)(const Codes&, float* out, const Grid&, bool squared, int threads);
+  // ranges[(b * num_classes + k) * length[0] + z] for every slice and class.
+  void (*class_rows)(const Codes&, std::int64_t num_classes, const Grid&, RowRange* ranges, int threads);
+  void (*class_distance)(const Codes&, std::int64_t num_classes, const RowRange*, float* out, const Grid&, bool squared,
+                         int threads);
+};
+RWK_DECLARE_TABLES(DistanceKernels, distance_kernels)
+
+}  // namespace rwk

@@ -1,0 +1,284 @@
+#include "loss.hpp"
+
+#include <atomic>
+#include <vector>
+
+#include "loss_rows.hpp"
+#include "loss_tile.hpp"
+#include "pool.hpp"
+
+namespace rwk::RWK_ISA {
+namespace {
+
+constexpr int max_in_registers = 8;
+constexpr int pad = 16;  // tiles are padded to a multiple of this, the widest vector; rows lie this much apart
+constexpr std::int64_t worth_a_thread = 32768;  // logits
+// A gradient of this many bytes outlives no cache until the backward pass of the network reads it: it is written
+// past them, which saves reading every line before it is overwritten.
+constexpr std::int64_t worth_streaming = std::int64_t{32} << 20;
+
+// The tile decides which losses are added together first, so it depends on the number of classes alone, and neither
+// on the layout nor on the threads. A tile of logits and one of the map fit in half a megabyte of cache together.
+int tile_pixels(std::int64_t classes) {
+  int pixels = classes <= max_in_registers ? 512 : 256;
+  while (pixels > 64 && pixels * classes > 65536) pixels /= 2;
+  return pixels;
+}
+
+template <class Code>
+bool encode_as(const void* labels, std::int64_t first, int n, const RegionWise& task, std::int32_t* codes) {
+  // Labels of fewer than 64 bits are compared as 32-bit numbers, twice as many at a time.
+  using Wide = std::conditional_t<sizeof(Code) == 8, std::int64_t, std::int32_t>;
+  const Code* from = static_cast<const Code*>(labels) + first;
+  const auto skipped = static_cast<Code>(task.ignore);
+  const bool can_skip = task.has_ignore && static_cast<std::int64_t>(skipped) == task.ignore;
+  const Wide classes = static_cast<Wide>(task.sizes[1]);
+  std::int32_t lowest = 0;
+  for (int i = 0; i < n; ++i) {
+    const Wide label = from[i];
+    std::int32_t code = label >= 0 && label < classes ? static_cast<std::int32_t>(label) : bad_label;
+    code = can_skip && label == skipped ? ignored : code;
+    codes[i] = code;
+    lowest = code < lowest ? code : lowest;
+  }
+  return lowest == 0;
+}
+
+// Writes codes[0, n) and says whether all of them are classes.
+bool encode(std::int64_t first, int n, const RegionWise& task, std::int32_t* codes) {
+  switch (task.label_type) {
+    case Label::u8: return encode_as<std::uint8_t>(task.labels, first, n, task, codes);
+    case Label::i8: return encode_as<std::int8_t>(task.labels, first, n, task, codes);
+    case Label::i16: return encode_as<std::int16_t>(task.labels, first, n, task, codes);
+    case Label::i32: return encode_as<std::int32_t>(task.labels, first, n, task, codes);
+    default: return encode_as<std::int64_t>(task.labels, first, n, task, codes);
+  }
+}
+
+void lower(std::atomic<std::int64_t>& lowest, std::int64_t value) {
+  std::int64_t seen = lowest.load(std::memory_order_relaxed);
+  while (value < seen && !lowest.compare_exchange_weak(seen, value, std::memory_order_relaxed)) {
+  }
+}
+
+template <bool dense, bool scaled>
+double in_registers(const Tile<float>& tile) {
+  switch (tile.classes) {
+    case 1: return tile_in_registers<1, dense, scaled>(tile);
+    case 2: return tile_in_registers<2, dense, scaled>(tile);
+    case 3: return tile_in_registers<3, dense, scaled>(tile);
+    case 4: return tile_in_registers<4, dense, scaled>(tile);
+    case 5: return tile_in_registers<5, dense, scaled>(tile);
+    case 6: return tile_in_registers<6, dense, scaled>(tile);
+    case 7: return tile_in_registers<7, dense, scaled>(tile);
+    default: return tile_in_registers<8, dense, scaled>(tile);
+  }
+}
+
+template <class T, bool dense, bool scaled>
+double compute(const Tile<T>& tile, T* rows) {
+  if constexpr (std::is_same_v<T, float>)
+    if (tile.classes <= max_in_registers) return in_registers<dense, scaled>(tile);
+  return tile_in_cache<T, dense, scaled>(tile, rows);
+}
+
+template <class T>
+double compute(const Tile<T>& tile, T* rows, bool dense) {
+  if (dense) return tile.class_scale ? compute<T, true, true>(tile, rows) : compute<T, true, false>(tile, rows);
+  return tile.class_scale ? compute<T, false, true>(tile, rows) : compute<T, false, false>(tile, rows);
+}
+
+// One call: what every tile needs to know, and what it leaves behind.
+template <class T>
+class Pass {
+ public:
+  explicit Pass(const RegionWise& task)
+      : task_(task),
+        classes_(task.sizes[1]),
+        pixels_(task.pixels()),
+        tile_(tile_pixels(classes_)),
+        tiles_(pixels_ / tile_ + (pixels_ % tile_ != 0)),
+        pitch_(tile_ + pad),
+        in_registers_(std::is_same_v<T, float> && classes_ <= max_in_registers),
+        logits_axes_(task.sizes + 2, task.logits.stride + 2),
+        grad_axes_(task.sizes + 2, task.grad.stride + 2),
+        map_axes_(task.sizes + 2, task.map.stride + 2),
+        streams_(may_stream(task)),
+        partial_(task.image_sums ? task.sizes[0] * tiles_ : 0) {
+    if (task.class_scale)
+      class_scale_.assign(task.class_scale, task.class_scale + task.scale_groups * classes_);
+  }
+
+  std::int64_t run() {
+    const std::int64_t images = task_.sizes[0], tiles = images * tiles_;
+    const int threads = images * classes_ * pixels_ < worth_a_thread ? 1 : task_.threads;
+    // A thread takes neighbouring tiles, so that what the processor prefetches is its own.
+    std::int64_t chunk = tiles / (8 * threads);
+    chunk = chunk < 1 ? 1 : chunk > 64 ? 64 : chunk;
+    parallel_for((tiles + chunk - 1) / chunk, threads, [&](std::int64_t c) {
+      const std::int64_t last = (c + 1) * chunk < tiles ? (c + 1) * chunk : tiles;
+      for (std::int64_t t = c * chunk; t < last; ++t) one_tile(t);
+      stream_fence();
+    });
+    if (task_.image_sums)
+      for (std::int64_t b = 0; b < images; ++b) {
+        double sum = 0;
+        for (std::int64_t t = 0; t < tiles_; ++t) sum += partial_[b * tiles_ + t];
+        task_.image_sums[b] = sum;
+      }
+    const std::int64_t bad = lowest_bad_.load();
+    return bad == none ? -1 : bad;
+  }
+
+ private:
+  static constexpr std::int64_t none = std::numeric_limits<std::int64_t>::max();
+  static constexpr Real wide = std::is_same_v<T, float> ? Real::f32 : Real::f64;
+
+  bool may_stream(const RegionWise& task) const {
+    constexpr std::int64_t vector = lanes * sizeof(float);
+    if (!std::is_same_v<T, float> || task.grad.data == nullptr || task.grad.dtype != Real::f32) return false;
+    const bool aligned = reinterpret_cast<std::uintptr_t>(task.grad.data) % vector == 0 &&
+                         task.grad.stride[0] % lanes == 0 && task.grad.stride[1] % lanes == 0;
+    return aligned && grad_axes_.rows_are_dense() &&
+           task.sizes[0] * classes_ * pixels_ >= worth_streaming / std::int64_t{sizeof(float)};
+  }
+
+  // The thread's scratch, cut into pieces.
+  struct Scratch {
+    T *logits, *map, *background, *pixel_scale, *loss;
+    std::int32_t* codes;
+    void* raw;
+  };
+  Scratch scratch() const {
+    const std::int64_t rows = classes_ * pitch_;
+    const std::size_t bytes = (2 * rows + 3 * pitch_) * sizeof(T) + pitch_ * sizeof(std::int32_t) + rows * sizeof(double);
+    T* at = static_cast<T*>(thread_scratch(bytes));
+    Scratch s;
+    s.logits = at;
+    s.map = s.logits + rows;
+    s.background = s.map + rows;
+    s.pixel_scale = s.background + pitch_;
+    s.loss = s.pixel_scale + pitch_;
+    s.raw = s.loss + pitch_;
+    s.codes = reinterpret_cast<std::int32_t*>(static_cast<double*>(s.raw) + rows);
+    return s;
+  }
+
+  // One number per pixel: in place if it can be read there, else padded or converted.
+  const T* per_pixel(const void* data, Real dtype, std::int64_t first, int n, T* buffer) const {
+    if (data == nullptr) return nullptr;
+    const bool whole = n % pad == 0;
+    if (dtype == wide) {
+      const T* from = static_cast<const T*>(data) + first;
+      if (whole) return from;
+      convert_row(buffer, from, n);
+    } else if (dtype == Real::f64) {
+      convert_row(buffer, static_cast<const double*>(data) + first, n);
+    } else {
+      convert_row(buffer, static_cast<const float*>(data) + first, n);
+    }
+    return buffer;
+  }
+
+  bool in_place(const Tensor& tensor, const Axes& axes, int n) const {
+    return in_registers_ && tensor.dtype == wide && axes.rows_are_dense() && n % pad == 0;
+  }
+  T* address(const Tensor& tensor, const Patch& patch) const {
+    return static_cast<T*>(tensor.data) + patch.image * tensor.stride[0] + patch.first;
+  }
+
+  void one_tile(std::int64_t index) {
+    const std::int64_t image = index / tiles_, first = index % tiles_ * tile_;
+    const int n = static_cast<int>(pixels_ - first < tile_ ? pixels_ - first : tile_);
+    const std::int64_t flat = image * pixels_ + first;
+    const Patch patch{image, first, n, classes_};
+    const Scratch s = scratch();
+
+    Tile<T> tile;
+    tile.pixels = (n + pad - 1) / pad * pad;
+    tile.classes = classes_;
+    read_labels(flat, n, s.codes, tile);
+    read_map(patch, flat, s, tile);
+    if (in_place(task_.logits, logits_axes_, n)) {
+      tile.logits = address(task_.logits, patch);
+      tile.logits_pitch = task_.logits.stride[1];
+    } else {
+      load_rows(task_.logits, logits_axes_, patch, s.logits, pitch_, s.raw);
+      tile.logits = s.logits;
+      tile.logits_pitch = pitch_;
+    }
+    const bool grad_in_place = task_.grad.data && in_place(task_.grad, grad_axes_, n);
+    if (task_.grad.data) {
+      tile.grad = grad_in_place ? address(task_.grad, patch) : s.logits;
+      tile.grad_pitch = grad_in_place ? task_.grad.stride[1] : pitch_;
+      tile.streams = streams_ && grad_in_place;
+    }
+    if (!class_scale_.empty())
+      tile.class_scale = class_scale_.data() + image / (task_.sizes[0] / task_.scale_groups) * classes_;
+    if (task_.image_scale) tile.scale = static_cast<T>(task_.image_scale[image]);
+    tile.pixel_scale = per_pixel(task_.pixel_scale, wide, flat, n, s.pixel_scale);
+    T* loss = task_.pixel_loss ? static_cast<T*>(task_.pixel_loss) + flat : nullptr;
+    if (loss) tile.pixel_loss = n % pad == 0 ? loss : s.loss;
+
+    const double sum = compute(tile, s.logits, !task_.compact);
+    if (!partial_.empty()) partial_[index] = sum;
+    if (loss && n % pad != 0) convert_row(loss, s.loss, n);
+    if (task_.grad.data && !grad_in_place)
+      store_rows(task_.grad, grad_axes_, patch, s.logits, pitch_, s.raw, streams_ && n % pad == 0);
+  }
+
+  void read_labels(std::int64_t flat, int n, std::int32_t* codes, Tile<T>& tile) {
+    if (task_.labels) {
+      tile.all_classes = encode(flat, n, task_, codes);
+      if (!tile.all_classes)
+        for (int i = 0; i < n; ++i)
+          if (codes[i] == bad_label) {
+            lower(lowest_bad_, flat + i);
+            break;
+          }
+    } else if (n < tile.pixels) {
+      for (int i = 0; i < n; ++i) codes[i] = 0;
+    }
+    if (n < tile.pixels) tile.all_classes = false;
+    for (int i = n; i < tile.pixels; ++i) codes[i] = ignored;
+    tile.codes = codes;
+  }
+
+  void read_map(const Patch& patch, std::int64_t flat, const Scratch& s, Tile<T>& tile) const {
+    const Tensor& map = task_.map;
+    if (task_.compact) {
+      tile.map = per_pixel(map.data, map.dtype, flat, patch.pixels, s.map);
+      tile.background = per_pixel(task_.background, map.dtype, flat, patch.pixels, s.background);
+      tile.background_value = static_cast<T>(task_.background_value);
+    } else if (in_place(map, map_axes_, patch.pixels)) {
+      tile.map = address(map, patch);
+      tile.map_pitch = map.stride[1];
+    } else {
+      load_rows(map, map_axes_, patch, s.map, pitch_, s.raw);
+      tile.map = s.map;
+      tile.map_pitch = pitch_;
+    }
+  }
+
+  const RegionWise& task_;
+  const std::int64_t classes_, pixels_;
+  const int tile_;
+  const std::int64_t tiles_, pitch_;
+  const bool in_registers_;
+  const Axes logits_axes_, grad_axes_, map_axes_;
+  const bool streams_;
+  std::vector<double> partial_;
+  std::vector<T> class_scale_;
+  std::atomic<std::int64_t> lowest_bad_{none};
+};
+
+std::int64_t region_wise(const RegionWise& task) {
+  return task.logits.dtype == Real::f64 ? Pass<double>(task).run() : Pass<float>(task).run();
+}
+
+}  // namespace
+
+extern const LossKernels loss_kernels;  // the header declares it only where RWK_ISA is the baseline
+const LossKernels loss_kernels{region_wise};
+
+}  // namespace rwk::RWK_ISA

@@ -1,0 +1,197 @@
+#include "maps.hpp"
+
+#include <type_traits>
+
+#include "transform.hpp"
+
+namespace rwk::RWK_ISA {
+namespace {
+
+constexpr float not_a_number = __builtin_nanf("");
+
+// Calls body(label, mask of its lanes) for every label of one vector of pixels. Mostly there is one.
+template <class L, class Body>
+RWK_INLINE void for_each_label(const L* labels, const Body& body) {
+  const I all_labels = widen(labels);
+  Mask left = equal(all_labels, all_labels);
+  do {
+    const std::int64_t label = labels[first_lane(left)];
+    const Mask here = equal(all_labels, splat(static_cast<std::int32_t>(label)));
+    body(label, here);
+    left = both(left, negate(here));
+  } while (any(left));
+}
+
+// The largest distance per label. Maxima only grow and do so rarely: threads share one table, and what ends up in
+// it does not depend on their order.
+struct KeepMaxima {
+  float* maxima;
+
+  template <class L>
+  RWK_INLINE F operator()(F d, const L* labels, std::int64_t, int) const {
+    for_each_label(labels, [&](std::int64_t label, Mask here) {
+      float known;
+      __atomic_load(maxima + label, &known, __ATOMIC_RELAXED);
+      if (!any(both(here, less(splat(known), d)))) return;
+      float wanted = horizontal_max(select(here, d, F{}));
+      while (known < wanted &&
+             !__atomic_compare_exchange(maxima + label, &known, &wanted, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
+      }
+    });
+    return d;
+  }
+};
+
+// 1 / x, so rounded that sqrt(x * reciprocal_above(x)) is exactly 1: the product lies in [1, 1 + 2^-23], and the
+// root of either end rounds to 1. Smaller numbers give at most 1.
+float reciprocal_above(float x) {
+  const double exact = 1.0 / static_cast<double>(x);
+  const float near = static_cast<float>(exact);
+  return static_cast<double>(near) < exact ? __builtin_nextafterf(near, infinity) : near;
+}
+
+// factor[label]: what a squared distance is multiplied with to give the square of Eq. 4's -z.
+void factors_of_image(const Codes& codes, const RectifiedMap& map, const Grid& grid, std::int64_t b, float* factors) {
+  const double spacing = grid.spacing[last_axis(grid)];
+  for (std::int64_t code = 0; code < codes.size; ++code) {
+    const float found = map.maxima[b * codes.size + code];
+    if (code == codes.ignored) {
+      factors[code] = 0;
+    } else if (code >= map.num_classes) {
+      factors[code] = not_a_number;
+    } else if (map.class_max) {
+      const double ratio = spacing / static_cast<double>(map.class_max[b * map.num_classes + code]);
+      factors[code] = static_cast<float>(ratio * ratio);
+    } else {
+      factors[code] = reciprocal_above(found);
+    }
+  }
+}
+
+// Eq. 4 at the true class, in place of squared distances.
+template <class L>
+void rectify(const L* labels, const float* factors, float* d, std::int64_t count) {
+  const auto finish = [factors](F squared, const L* here, std::int64_t, int) {
+    F factor{};
+    for_each_label(here, [&](std::int64_t label, Mask lanes_of_it) {
+      factor = select(lanes_of_it, splat(factors[label]), factor);
+    });
+    return F{} - min(splat(1.0f), sqrt(squared * factor));  // this order lets NaN through
+  };
+  finish_run(finish, d, labels, d, 0, count);
+}
+
+void rectified(const Codes& codes, const RectifiedMap& map, const Grid& grid, int threads) {
+  const std::int64_t image = grid.pixels();
+  with_labels(codes, [&](const auto* labels) {
+    const auto after = [&](std::int64_t b, std::int64_t from, std::int64_t to) {
+      float* d = map.foreground + b * image;
+      const auto* here = labels + b * image;
+      if (map.maxima[b * codes.size + here[0]] == infinity) {  // a single label
+        const bool of_class = here[0] < map.num_classes;
+        const float value = here[0] == codes.ignored ? 0.0f : of_class ? -1.0f : not_a_number;
+        for (std::int64_t i = from; i < to; ++i) d[i] = value;
+        return;
+      }
+      auto* factors = static_cast<float*>(thread_scratch(static_cast<std::size_t>(codes.size) * sizeof(float)));
+      factors_of_image(codes, map, grid, b, factors);
+      rectify(here + from, factors, d + from, to - from);
+    };
+    label_transform(
+        labels, map.foreground, grid, threads,
+        [&](std::int64_t b) { return KeepMaxima{map.maxima + b * codes.size}; }, after);
+  });
+}
+
+// Eq. 3 in channel k, from the squared distance to class k.
+struct FinishBoundary {
+  const float* inside;  // squared, of the image
+  float spacing, inside_spacing, offset, absent;
+  bool is_absent, single, special;
+  std::int32_t num_classes, ignored;
+
+  template <class L>
+  RWK_INLINE F operator()(F d, const L* labels, std::int64_t at, int count) const {
+    F v = splat(absent);
+    if (!is_absent) {
+      const Mask outside = less(F{}, d);
+      F own;
+      if (count == lanes) {
+        own = load(inside + at);
+      } else {
+        float padded[lanes];
+        copy_padded(padded, inside + at, count);
+        own = load(padded);
+      }
+      const F out = sqrt(d) * spacing;
+      v = single ? F{} : splat(offset) - sqrt(own) * inside_spacing;
+      v = select(outside, out, v);
+    }
+    if (special) {
+      const I label = widen(labels);
+      v = select(less(label, splat(num_classes)), v, splat(not_a_number));
+      v = select(equal(label, splat(ignored)), F{}, v);
+    }
+    return v;
+  }
+};
+
+void boundary(const Codes& codes, const BoundaryMap& map, const Grid& grid, int threads) {
+  Grid open = grid;  // the outside of an image is no pixel of any class
+  for (bool& bounded : open.bounded) bounded = false;
+  const std::int64_t image = grid.pixels(), z_length = grid.length[0];
+  with_labels(codes, [&](const auto* labels) {
+    label_transform(
+        labels, map.inside, grid, threads, [](std::int64_t) { return Keep{}; },
+        [](std::int64_t, std::int64_t, std::int64_t) {});
+    const auto finish_of = [&](std::int64_t b, std::int64_t k) {
+      FinishBoundary finish;
+      finish.inside = map.inside + b * image;
+      finish.spacing = static_cast<float>(open.spacing[last_axis(open)]);
+      finish.inside_spacing = static_cast<float>(grid.spacing[last_axis(grid)]);
+      finish.offset = map.inside_offset;
+      finish.absent = map.absent;
+      finish.is_absent = true;
+      for (std::int64_t z = 0; z < z_length; ++z) {
+        const RowRange range = map.ranges[(b * map.num_classes + k) * z_length + z];
+        if (range.low < range.high) finish.is_absent = false;
+      }
+      finish.single = finish.inside[0] == infinity;
+      finish.special = codes.special;
+      finish.num_classes = static_cast<std::int32_t>(map.num_classes);
+      finish.ignored = static_cast<std::int32_t>(codes.ignored);
+      return finish;
+    };
+    class_transform(labels, map.num_classes, map.ranges, map.out, open, threads, finish_of);
+  });
+}
+
+void class_max(const Codes& codes, const float* distance, float* maxima, std::int64_t batch, std::int64_t pixels,
+               int threads) {
+  const std::int64_t blocks = pieces(pixels, pixels_per_piece);
+  with_labels(codes, [&](const auto* labels) {
+    using L = std::remove_cv_t<std::remove_reference_t<decltype(*labels)>>;
+    parallel_for(batch * blocks, threads, [&](std::int64_t i) {
+      const std::int64_t from = i % blocks * pixels_per_piece, at = i / blocks * pixels + from;
+      const std::int64_t count = pixels - from < pixels_per_piece ? pixels - from : pixels_per_piece;
+      const KeepMaxima keep{maxima + i / blocks * codes.size};
+      std::int64_t x = 0;
+      for (; x + lanes <= count; x += lanes) keep(load(distance + at + x), labels + at + x, 0, lanes);
+      if (x == count) return;
+      float padded[lanes];
+      L padded_labels[lanes];
+      copy_padded(padded, distance + at + x, static_cast<int>(count - x));
+      copy_padded(padded_labels, labels + at + x, static_cast<int>(count - x));
+      keep(load(padded), padded_labels, 0, lanes);
+    });
+  });
+}
+
+}  // namespace
+
+void dense(const DenseMap&, int threads);
+
+extern const MapKernels map_kernels;
+const MapKernels map_kernels = {rectified, boundary, class_max, dense};
+
+}  // namespace rwk::RWK_ISA

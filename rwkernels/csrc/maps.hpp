@@ -1,0 +1,49 @@
+// Maps that weigh a segmentation's softmax, from labels and their distances.
+#pragma once
+
+#include <cstdint>
+
+#include "distance.hpp"
+#include "isa.hpp"
+#include "labels.hpp"
+
+namespace rwk {
+
+enum class Float { f4, f8, bf, f2 };
+
+struct RectifiedMap {
+  std::int64_t num_classes;
+  const float* class_max;  // [batch, num_classes] or null: the maxima found here
+  float* maxima;           // [batch, codes.size], 0 on entry: largest squared distance, pixels of the last axis
+  float* foreground;       // [batch, pixels]
+};
+
+struct BoundaryMap {
+  std::int64_t num_classes;
+  const RowRange* ranges;
+  float* inside;  // [batch, pixels], working memory
+  float* out;     // [batch, num_classes, pixels]
+  float absent, inside_offset;
+};
+
+struct DenseMap {
+  const Labels* labels;
+  Classes classes;
+  const float* foreground;   // [batch, pixels]
+  const float* background;   // [batch, pixels] or null: background_value
+  float background_value;
+  const float* class_scale;  // [num_classes] or null
+  void* out;                 // [batch, num_classes, pixels]
+  Float type;
+};
+
+struct MapKernels {
+  void (*rectified)(const Codes&, const RectifiedMap&, const Grid&, int threads);
+  void (*boundary)(const Codes&, const BoundaryMap&, const Grid&, int threads);
+  void (*class_max)(const Codes&, const float* distance, float* maxima, std::int64_t batch, std::int64_t pixels,
+                    int threads);
+  void (*dense)(const DenseMap&, int threads);
+};
+RWK_DECLARE_TABLES(MapKernels, map_kernels)
+
+}  // namespace rwk
