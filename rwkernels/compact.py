@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from rwkernels import arrays, checks
+from rwkernels.backends import reference
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +58,7 @@ class RectifiedMap:
             return back(torch.tensor(labels.numel(), dtype=torch.int64, device=labels.device))
         if self.image_count is not None:
             return back(arrays.to_tensor(self.image_count)[0].sum())
-        return back((labels != self.ignore_index).sum())
+        return back((~reference.is_label(labels, self.ignore_index)).sum())
 
     @property
     def shape(self) -> torch.Size:

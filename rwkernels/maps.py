@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from rwkernels import arrays, autograd, checks
+from rwkernels.backends import reference
 from rwkernels.compact import RectifiedMap
 from rwkernels.distance import run_map
 
@@ -347,7 +348,7 @@ def rectify(
     foreground = torch.where(true_class, maps, 0).sum(1)
     foreground = torch.where(known, foreground, foreground * torch.nan if ignored is None else 0.0)
     if ignored is not None:
-        foreground = torch.where(known | (labels == ignored), foreground, torch.nan)
+        foreground = torch.where(known | reference.is_label(labels, ignored), foreground, torch.nan)
     value: Tensor | float
     if isinstance(background, str):
         others = max(num_classes - 1, 1)
@@ -383,8 +384,9 @@ def class_weights(name: str, weight: Any, num_classes: int, device: torch.device
 
 def _by_label(weight: Tensor, labels: Tensor) -> Tensor:
     """The weight of every pixel's class; 1 where the label is none (an ignored or a bad one keeps its value)."""
+    labels = labels.long()
     known = (labels >= 0) & (labels < len(weight))
-    return torch.where(known, weight[labels.long().clamp(0, len(weight) - 1)], 1.0)
+    return torch.where(known, weight[labels.clamp(0, len(weight) - 1)], 1.0)
 
 
 def scale_classes(maps: Any, weight: Any, *, by: str = "channel", labels: Any = None) -> Any:
