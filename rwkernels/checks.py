@@ -96,7 +96,8 @@ def spacing(value: float | Sequence[float] | None, axes: int) -> list[float]:
     """One positive number per spatial axis, in the order of the labels' axes."""
     if value is None:
         return [1.0] * axes
-    steps = list(value) if isinstance(value, Iterable) and not isinstance(value, str) else [value] * axes
+    one = not isinstance(value, Iterable) or isinstance(value, str) or getattr(value, "ndim", 1) == 0
+    steps = [value] * axes if one else list(value)
     if len(steps) != axes:
         raise ValueError(f"spacing: expected one number or {axes} (one per spatial axis), got {len(steps)}: {value!r}")
     found = [number("spacing", step) for step in steps]
