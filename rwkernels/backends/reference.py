@@ -93,12 +93,16 @@ def class_distance(
     num_classes: int,
     spacing: Sequence[float],
     squared: bool = False,
+    ignore_index: int | None = None,
     dtype: torch.dtype = torch.float64,
 ) -> Tensor:
-    """Distance to the nearest pixel of every class, [B, K, *S]; inf where the image lacks the class."""
+    """Distance to the nearest pixel of every class, [B, K, *S]; inf where the image lacks the class.
+
+    Pixels that are ignored belong to no class, not even where `ignore_index` is one of them.
+    """
     channels = []
     for k in range(num_classes):
-        is_class = is_label(labels, k)
+        is_class = is_label(labels, k) if k != ignore_index else torch.zeros_like(labels, dtype=torch.bool)
         to_other = distance(is_class, spacing, squared, dtype=dtype)
         channels.append(torch.where(is_class, 0.0, to_other))
     return torch.stack(channels, 1)
@@ -167,7 +171,7 @@ def boundary(
     """Boundary map (Eq. 3), [B, K, *S]: minus the distance inside a class, plus the distance outside."""
     inside = distance(labels, spacing, black_border=black_border, dtype=dtype)
     inside = torch.where(torch.isinf(inside), 0.0, inside_offset - inside)
-    outside = class_distance(labels, num_classes, spacing, dtype=dtype)
+    outside = class_distance(labels, num_classes, spacing, ignore_index=ignore_index, dtype=dtype)
     channels = []
     for k in range(num_classes):
         channel = torch.where(is_label(labels, k), inside, outside[:, k])
@@ -252,7 +256,7 @@ def fill_class_distance(
     validate: bool,
 ) -> int:
     """See `Backend`."""
-    out.copy_(class_distance(labels, num_classes, spacing, squared, _precision(labels.device)))
+    out.copy_(class_distance(labels, num_classes, spacing, squared, ignore_index, _precision(labels.device)))
     return first_bad_label(labels, num_classes, ignore_index) if validate else -1
 
 
