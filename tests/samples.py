@@ -82,7 +82,9 @@ def steps(spacing: float | Sequence[float] | None, axes: int) -> list[float]:
     return [1.0 if spacing is None else spacing] * axes
 
 
-def scipy_distance(labels: Tensor, spacing: float | Sequence[float] | None = None, black_border: bool = False) -> Tensor:
+def scipy_distance(
+    labels: Tensor, spacing: float | Sequence[float] | None = None, black_border: bool = False
+) -> Tensor:
     """Distance to the nearest pixel of another label, by SciPy, one class at a time.
 
     SciPy is not asked where an image has a single label: it gives wrong numbers there, and the answer is inf.

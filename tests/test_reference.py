@@ -155,7 +155,9 @@ def test_an_ignore_index_that_the_label_dtype_cannot_hold_ignores_nothing(ignore
     assert reference.count_valid(labels, ignore_index).tolist() == [3]
     assert reference.first_bad_label(labels, 2, ignore_index) == 1
     assert reference.rectified(labels, 256, (1, 1), ignore_index=ignore_index).flatten().tolist() == [-1, -1, -1]
-    assert (reference.boundary(labels, 256, (1, 1), ignore_index=ignore_index)[0, 255, 0] == torch.tensor([1, -1, 1])).all()
+    assert (
+        reference.boundary(labels, 256, (1, 1), ignore_index=ignore_index)[0, 255, 0] == torch.tensor([1, -1, 1])
+    ).all()
     assert (reference.dense(labels, torch.ones(1, 1, 3), 3.0, 256, None, ignore_index)[:, 2] == 3).all()
 
 
