@@ -10,10 +10,10 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from samples import SCENES, assert_same, scene, scipy_class_distance, scipy_distance
 
 import rwkernels as rw
 from rwkernels.backends import reference
-from samples import SCENES, assert_same, scene, scipy_class_distance, scipy_distance
 
 # Odd, not square, on both sides of the vector widths and tile sizes of the kernels, and with axes of length 1.
 SHAPES = [(1,), (131,), (13, 37), (5, 70), (67, 5), (33, 1), (3, 19, 35), (1, 9, 17), (9, 17, 1)]

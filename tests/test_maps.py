@@ -7,10 +7,10 @@ import math
 import numpy as np
 import pytest
 import torch
+from samples import SCENES, assert_same, one_hot, scene, scipy_class_distance, scipy_distance
 
 import rwkernels as rw
 from rwkernels.backends import reference
-from samples import SCENES, assert_same, one_hot, scene, scipy_class_distance, scipy_distance
 
 SHAPES = [(131,), (13, 37), (67, 5), (33, 1), (3, 19, 35), (9, 17, 1)]
 SPACING = (2.5, 0.4, 1.3)
@@ -411,7 +411,7 @@ def test_scaling_classes_twice_multiplies_the_weights():
 
 
 def test_scaling_by_label_stays_rectified_and_scaling_by_channel_does_not():
-    labels, maps = _compact_maps()
+    _, maps = _compact_maps()
     logits = torch.randn(2, 4, 5, 34, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
 
     def most_negative_entries(scaled):

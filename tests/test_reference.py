@@ -6,9 +6,9 @@ import math
 
 import pytest
 import torch
+from samples import SCENES, assert_same, one_hot, pairwise_distance, scene, scipy_class_distance, scipy_distance
 
 from rwkernels.backends import reference
-from samples import SCENES, assert_same, one_hot, pairwise_distance, scene, scipy_class_distance, scipy_distance
 
 SHAPES = [(11,), (7, 12), (9, 1), (5, 4, 7)]
 SPACINGS = {1: [(1.0,), (0.7,)], 2: [(1.0, 1.0), (0.5, 3.0)], 3: [(1.0, 1.0, 1.0), (2.5, 0.4, 1.3)]}
