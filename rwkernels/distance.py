@@ -69,7 +69,7 @@ def distance_transform(
         checks.flag("black_border", black_border),
         backend,
     )
-    return back(run_map("distance", labels, arguments, arrays.to_tensor(out)[0], labels.shape))
+    return back(run_map("distance", labels, arguments, arrays.to_buffer(out), labels.shape))
 
 
 def class_distance_transform(
@@ -124,4 +124,4 @@ def class_distance_transform(
         backend,
     )
     shape = (labels.shape[0], num_classes, *labels.shape[1:])
-    return back(run_map("class_distance", labels, arguments, arrays.to_tensor(out)[0], shape))
+    return back(run_map("class_distance", labels, arguments, arrays.to_buffer(out), shape))

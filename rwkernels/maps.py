@@ -21,7 +21,7 @@ def _labels_and_classes(labels: Any, num_classes: int, spatial_dims: int | None)
 
 
 def _foreground_buffer(out: Any) -> Any:
-    return arrays.to_tensor(out.foreground if isinstance(out, RectifiedMap) else out)[0]
+    return arrays.to_buffer(out.foreground if isinstance(out, RectifiedMap) else out)
 
 
 def rectified_map(
@@ -274,7 +274,7 @@ def boundary_map(
         backend,
     )
     shape = (labels.shape[0], num_classes, *labels.shape[1:])
-    return back(run_map("boundary", labels, arguments, arrays.to_tensor(out)[0], shape))
+    return back(run_map("boundary", labels, arguments, arrays.to_buffer(out), shape))
 
 
 def labels_like(name: str, labels: Any, shape: Sequence[int]) -> Tensor:
