@@ -231,7 +231,9 @@ def _collate(batch: list[RectifiedMap], *, collate_fn_map: Any = None) -> Rectif
 
     background: Any = first.background
     if any(isinstance(maps.background, Tensor) or maps.background != background for maps in batch):
-        background = torch.stack([torch.as_tensor(m.background, dtype=m.foreground.dtype).expand(m.foreground.shape) for m in batch])
+        background = torch.stack(
+            [torch.as_tensor(m.background, dtype=m.foreground.dtype).expand(m.foreground.shape) for m in batch]
+        )
     return replace(
         first,
         labels=torch.stack([maps.labels for maps in batch]),
