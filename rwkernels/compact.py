@@ -102,7 +102,7 @@ class RectifiedMap:
             tensors.class_scale,
             self.num_classes,
             self.ignore_index,
-            backend,
+            checks.backend(backend),
         )
         if out is None:
             return back(torch.ops.rwkernels.dense(*arguments, dtype))

@@ -90,7 +90,7 @@ def rectified_map(
         checks.flag("black_border", black_border),
         ignored,
         checks.validate(validate, labels.device),
-        backend,
+        checks.backend(backend),
     )
     if out is None:
         foreground, count = torch.ops.rwkernels.rectified(labels, *arguments)
@@ -121,7 +121,7 @@ def _constant(
 ) -> RectifiedMap:
     labels, back, num_classes = _labels_and_classes(labels, num_classes, spatial_dims)
     ignored = checks.ignore_index(ignore_index)
-    arguments = (num_classes, foreground, ignored, checks.validate(validate, labels.device), backend)
+    arguments = (num_classes, foreground, ignored, checks.validate(validate, labels.device), checks.backend(backend))
     values = run_map("constant", labels, arguments, _foreground_buffer(out), labels.shape)
     maps = RectifiedMap(labels, values, background, num_classes=num_classes, ignore_index=ignored)
     return maps._map(back)
@@ -271,7 +271,7 @@ def boundary_map(
         checks.flag("black_border", black_border),
         checks.ignore_index(ignore_index),
         checks.validate(validate, labels.device),
-        backend,
+        checks.backend(backend),
     )
     shape = (labels.shape[0], num_classes, *labels.shape[1:])
     return back(run_map("boundary", labels, arguments, arrays.to_buffer(out), shape))
@@ -339,7 +339,7 @@ def rectify(
     ignored = checks.ignore_index(ignore_index)
     num_classes = maps.shape[1]
     zeros = torch.ops.rwkernels.constant(
-        labels, num_classes, 0.0, ignored, checks.validate(validate, labels.device), backend
+        labels, num_classes, 0.0, ignored, checks.validate(validate, labels.device), checks.backend(backend)
     )
     true_class = labels.unsqueeze(1) == torch.arange(num_classes, device=labels.device).view(
         1, -1, *[1] * (labels.dim() - 1)
