@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from rwkernels.backends import LossProblem, choose
+from rwkernels.backends import LossProblem, choose, reference
 from rwkernels.ops import can_check, define, fold, refuse_bad_label, unfold
 
 
@@ -64,7 +64,7 @@ def mean_divisor(problem: Problem) -> Tensor:
         return torch.full((problem.runs,), max(pixels * channels, 1), dtype=torch.float64, device=logits.device)
     if count is None:
         assert problem.labels is not None
-        count = (problem.labels != problem.ignore_index).flatten(1).sum(1)
+        count = reference.count_valid(problem.labels, problem.ignore_index)
     return (count.reshape(problem.runs, -1).sum(1) * channels).clamp(min=1).to(torch.float64)
 
 
