@@ -164,7 +164,7 @@ def region_wise_loss(
             raise ValueError(
                 "labels: expected the labels of the map, which ignore_index needs for a dense map, got None"
             )
-    if values.requires_grad:
+    if any(part is not None and part.requires_grad for part in (values, background, scale)):
         raise ValueError("maps: expected a map that requires no gradient, got one that does (use maps.detach())")
     _warn_about_one_channel(logits.shape[1])
     checks.flag("include_background", include_background)
