@@ -155,6 +155,7 @@ def region_wise_loss(
         if ignored is not None and ignored == maps.ignore_index and maps.image_count is not None:
             count = maps.image_count.reshape(-1)
             checks.shape("maps.image_count", count, (logits.shape[0],), "[B]")
+            checks.same_device("maps.image_count", count, "logits", logits)
     else:
         values = _dense(logits, maps)
         if labels is not None:
