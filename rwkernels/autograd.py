@@ -156,11 +156,21 @@ def region_wise(*arguments: Any) -> tuple[Tensor, Tensor]:
     """
     call = _region_wise_function if _eager_transforms() else torch.ops.rwkernels.region_wise
     result: tuple[Tensor, Tensor] = call(*arguments)
+    if _nested_forward_mode():
+        problem = Problem(*arguments[:-1])
+        logits, maps, scale = _dense_problem(problem)
+        return _reduced(reference.pixel_loss(logits, maps) * scale, problem), result[1]
     return result
 
 
 def region_wise_gradient(*arguments: Any) -> Tensor:
     """The operator `region_wise_gradient`; see `region_wise`."""
+    if _nested_forward_mode():
+        upstream, *shared, _ = arguments
+        problem = Problem(*shared)
+        logits, maps, scale = _dense_problem(problem)
+        gradient = reference.pixel_gradient(logits, maps) * _per_pixel(upstream, problem) * scale.unsqueeze(1)
+        return gradient.to(problem.logits.dtype)
     call = _gradient_function if _eager_transforms() else torch.ops.rwkernels.region_wise_gradient
     result: Tensor = call(*arguments)
     return result
@@ -168,6 +178,18 @@ def region_wise_gradient(*arguments: Any) -> Tensor:
 
 def _eager_transforms() -> bool:
     return not torch.compiler.is_compiling() and transforms_active()
+
+
+def _nested_forward_mode() -> bool:
+    """Whether a `jvp` runs inside another.
+
+    PyTorch takes the `jvp` of an autograd Function for constant in the outer one, whose derivative would silently be
+    zero; plain operations have none of that.
+    """
+    if not _eager_transforms():
+        return False
+    stack = torch._C._functorch.get_interpreter_stack()
+    return sum(level.key() == torch._C._functorch.TransformType.Jvp for level in stack) > 1
 
 
 def _is_plain(upstream: Tensor) -> bool:

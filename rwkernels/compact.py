@@ -187,15 +187,16 @@ _TENSORS = ("labels", "foreground", "background", "class_scale", "image_count")
 
 
 def _flatten(maps: RectifiedMap) -> tuple[list[Any], Any]:
-    # Leaves may be anything inside a tree_map, so only what can be absent is looked at.
+    # Leaves may be anything inside a tree_map, so only what can be absent is looked at. A number as background is part
+    # of the structure, but for an integer among integers: that is the placeholder that vmap puts into every leaf.
     present = [name for name in _TENSORS if getattr(maps, name) is not None]
-    background = None
-    if isinstance(maps.background, (int, float)):
+    background = maps.background
+    static = isinstance(background, float) or (isinstance(background, int) and not isinstance(maps.foreground, int))
+    if static:
         present.remove("background")
-        background = maps.background
     return [getattr(maps, name) for name in present], (
         tuple(present),
-        background,
+        float(background) if static else None,
         maps.num_classes,
         maps.ignore_index,
     )
@@ -258,3 +259,4 @@ def _register_collation() -> None:
 
 
 _register_collation()
+torch.serialization.add_safe_globals([RectifiedMap])  # torch.load and torch.export.load take it without being asked

@@ -155,6 +155,7 @@ def region_wise_loss(
         if ignored is not None and ignored == maps.ignore_index and maps.image_count is not None:
             count = maps.image_count.reshape(-1)
             checks.shape("maps.image_count", count, (logits.shape[0],), "[B]")
+            checks.same_device("maps.image_count", count, "logits", logits)
     else:
         values = _dense(logits, maps)
         if labels is not None:
@@ -164,7 +165,7 @@ def region_wise_loss(
             raise ValueError(
                 "labels: expected the labels of the map, which ignore_index needs for a dense map, got None"
             )
-    if values.requires_grad:
+    if any(part is not None and part.requires_grad for part in (values, background, scale)):
         raise ValueError("maps: expected a map that requires no gradient, got one that does (use maps.detach())")
     _warn_about_one_channel(logits.shape[1])
     checks.flag("include_background", include_background)

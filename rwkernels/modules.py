@@ -28,7 +28,7 @@ def whole_labels(labels: Tensor, validate: bool) -> Tensor:
     """Integer labels from floating ones that hold whole numbers, as nnU-Net's do; fractions become bad labels."""
     if not labels.is_floating_point():
         return labels
-    whole = labels == labels.round()
+    whole = (labels == labels.round()) & (labels.abs() < 2**31)  # beyond, the cast may land on a label
     if validate and not torch.compiler.is_compiling() and not bool(whole.all()):
         value = float(labels[~whole][0])
         raise ValueError(f"labels: expected whole numbers, got {value}")
@@ -105,6 +105,8 @@ class RegionWiseLoss(nn.Module):
         self.backend = backend
         self.map_options: dict[str, float] = {}
         if class_weight is not None:
+            if not hasattr(class_weight, "__len__") or getattr(class_weight, "ndim", 1) != 1:
+                raise TypeError(f"class_weight: expected one number per class, got {checks.describe(class_weight)}")
             count = len(class_weight)
             device = class_weight.device if isinstance(class_weight, Tensor) else torch.device("cpu")
             class_weight = class_weights("class_weight", class_weight, count, device).clone()
@@ -134,6 +136,10 @@ class RegionWiseLoss(nn.Module):
         maps: Tensor | RectifiedMap
         if self._is_map(logits, labels_or_maps):
             maps = labels_or_maps
+            if labels is not None and isinstance(maps, RectifiedMap):
+                raise ValueError(
+                    f"labels: expected None (a RectifiedMap carries its own), got {checks.describe(labels)}"
+                )
             if labels is not None:
                 labels = self._labels(labels, logits)
         else:
@@ -275,6 +281,13 @@ class CombinedLoss(nn.Module):
             return region + region_wise
         alpha = self.alpha.to(region_wise.dtype)
         return alpha * region + (1 - alpha) * region_wise
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> CombinedLoss:
+        alpha = self.alpha
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if self.alpha.dtype != alpha.dtype:  # a model cast to half precision keeps its schedule: 0.01 would not add up
+            self.alpha = alpha.to(self.alpha.device)
+        return self
 
     @torch.no_grad()
     def step(self) -> None:

@@ -1,0 +1,622 @@
+"""`region_wise_loss` against `(softmax(logits) * maps).mean()` in eager float64, and against the paper's numbers."""
+
+import math
+import warnings
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from loss_cases import (
+    FLOATS,
+    MetaLike,
+    assert_like_eager,
+    eager_loss,
+    generator,
+    loss_and_gradient,
+    make_case,
+    name,
+    needs_native,
+    on_cpu_backends,
+    random_labels,
+    random_logits,
+    written_out,
+)
+
+import rwkernels as rw
+from rwkernels.backends import native
+
+either_kind = pytest.mark.parametrize("kind", ["compact", "dense"])
+every_reduction = pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+
+
+# --- values and gradients ---------------------------------------------------------------------------------------
+
+
+@on_cpu_backends
+@either_kind
+@pytest.mark.parametrize("num_classes", [2, 3, 4, 5, 8, 9, 16, 17, 32, 118])
+def test_any_number_of_classes_gives_the_loss_of_eager_pytorch(num_classes, kind, backend):
+    case = make_case(kind, num_classes=num_classes, shape=(5, 9), ignore_index=-1, background="pixel")
+    assert_like_eager(case, backend=backend)
+
+
+@on_cpu_backends
+@either_kind
+@every_reduction
+@pytest.mark.parametrize("dtype", FLOATS, ids=name)
+def test_every_dtype_and_reduction_gives_the_loss_of_eager_pytorch(dtype, reduction, kind, backend):
+    assert_like_eager(make_case(kind, dtype=dtype, num_classes=5, shape=(7, 11)), reduction=reduction, backend=backend)
+
+
+@on_cpu_backends
+@either_kind
+@every_reduction
+@pytest.mark.parametrize("include_background", [True, False], ids=["all-channels", "without-channel-0"])
+@pytest.mark.parametrize("class_scale", [False, True], ids=["unscaled", "class-scale"])
+@pytest.mark.parametrize("ignore_index", [None, -7, 2, 255], ids=["none-ignored", "ignore-7", "ignore2", "ignore255"])
+def test_every_combination_of_options_gives_the_loss_of_eager_pytorch(
+    ignore_index, class_scale, include_background, reduction, kind, backend
+):
+    case = make_case(kind, num_classes=4, ignore_index=ignore_index, class_scale=class_scale)
+    assert_like_eager(case, reduction=reduction, include_background=include_background, backend=backend)
+
+
+@on_cpu_backends
+@pytest.mark.parametrize("background", ["number", "pixel"])
+@pytest.mark.parametrize("class_scale", [False, True], ids=["unscaled", "class-scale"])
+def test_a_background_may_be_a_number_or_one_value_a_pixel(background, class_scale, backend):
+    assert_like_eager(make_case(background=background, class_scale=class_scale), backend=backend)
+
+
+@on_cpu_backends
+@pytest.mark.parametrize("num_classes", [3, 4, 9])
+def test_class_scale_follows_the_formula_for_a_map_that_is_no_longer_rectified(num_classes, backend):
+    case = make_case(num_classes=num_classes, class_scale=True, background="pixel", dtype=torch.float64)
+    w, m = case.maps.class_scale.double(), case.maps.labels
+    y = torch.softmax(case.logits, 1)
+    s = torch.einsum("bkhw,k->bhw", y, w)
+    of_true_class = w[m] * (case.maps.foreground.double() - case.maps.background.double())
+    expected = case.maps.background.double() * s + of_true_class * y.gather(1, m[:, None])[:, 0]
+    loss = rw.region_wise_loss(case.logits, case.maps, reduction="none", backend=backend)
+    torch.testing.assert_close(loss, expected)
+
+
+@on_cpu_backends
+@either_kind
+@pytest.mark.parametrize("shape", [(1,), (15,), (16,), (17,), (33,), (1023,), (1025,)], ids=name)
+def test_any_length_of_one_spatial_axis_works(shape, kind, backend):
+    assert_like_eager(make_case(kind, shape=shape, background="pixel", ignore_index=-1), backend=backend)
+
+
+@on_cpu_backends
+@either_kind
+@pytest.mark.parametrize("shape", [(1, 1), (1, 19), (37, 61), (3, 5, 7), (1, 1, 1), (2, 31, 33)], ids=name)
+def test_odd_sizes_in_two_and_three_dimensions_work(shape, kind, backend):
+    assert_like_eager(make_case(kind, shape=shape, batch=3), backend=backend)
+
+
+@on_cpu_backends
+@either_kind
+@every_reduction
+def test_an_empty_batch_gives_loss_zero_and_an_empty_gradient(kind, reduction, backend):
+    case = make_case(kind, batch=0)
+    loss, gradient = loss_and_gradient(
+        lambda x: rw.region_wise_loss(x, case.maps, reduction=reduction, backend=backend).sum(), case.logits
+    )
+    assert loss == 0
+    assert gradient.shape == (0, 3, 5, 7)
+
+
+@on_cpu_backends
+@either_kind
+def test_images_without_a_pixel_give_loss_zero(kind, backend):
+    case = make_case(kind, shape=(0, 4))
+    assert rw.region_wise_loss(case.logits, case.maps, backend=backend) == 0
+
+
+@on_cpu_backends
+@either_kind
+def test_one_channel_gives_gradient_zero_and_a_warning_that_suggests_two(kind, backend):
+    case = make_case(kind, num_classes=1)
+    with pytest.warns(UserWarning, match="two channels"):
+        loss, gradient = loss_and_gradient(lambda x: rw.region_wise_loss(x, case.maps, backend=backend), case.logits)
+    torch.testing.assert_close(loss, case.dense.mean().float())
+    assert torch.equal(gradient, torch.zeros_like(gradient))
+
+
+@either_kind
+def test_more_than_one_channel_gives_no_warning(kind):
+    case = make_case(kind, num_classes=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        rw.region_wise_loss(case.logits, case.maps)
+
+
+@on_cpu_backends
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(
+    kind=st.sampled_from(["compact", "dense"]),
+    batch=st.integers(1, 3),
+    num_classes=st.integers(2, 20),
+    shape=st.lists(st.integers(1, 9), min_size=1, max_size=3),
+    dtype=st.sampled_from(FLOATS),
+    background=st.sampled_from(["number", "pixel"]),
+    class_scale=st.booleans(),
+    ignore_index=st.sampled_from([None, -1, 0, 300]),
+    include_background=st.booleans(),
+    reduction=st.sampled_from(["mean", "sum", "none"]),
+    recompute=st.booleans(),
+    seed=st.integers(0, 100),
+)
+def test_whatever_the_problem_the_loss_is_that_of_eager_pytorch(
+    backend, include_background, reduction, recompute, **problem
+):
+    assert_like_eager(
+        make_case(**problem),
+        include_background=include_background,
+        reduction=reduction,
+        recompute=recompute,
+        backend=backend,
+    )
+
+
+@on_cpu_backends
+@pytest.mark.parametrize(
+    "label_dtype",
+    [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.uint16, torch.uint32, torch.bool],
+    ids=name,
+)
+def test_labels_of_every_integer_dtype_give_the_same_loss(label_dtype, backend):
+    case = make_case(num_classes=2)
+    maps = rw.RectifiedMap(case.labels.to(label_dtype), case.maps.foreground, 1.25, 2)
+    assert_like_eager(case, maps=maps, backend=backend)
+
+
+@on_cpu_backends
+@pytest.mark.parametrize("map_dtype", FLOATS, ids=name)
+@pytest.mark.parametrize("logits_dtype", [torch.float32, torch.float64, torch.bfloat16], ids=name)
+@either_kind
+def test_map_and_logits_may_have_different_dtypes(kind, logits_dtype, map_dtype, backend):
+    case = make_case(kind, dtype=logits_dtype, background="pixel")
+    case.maps = case.maps.to(map_dtype)
+    case.dense = case.maps.double() if kind == "dense" else written_out(case.maps)
+    assert_like_eager(case, backend=backend)
+
+
+@on_cpu_backends
+def test_labels_of_a_map_may_have_a_channel_axis_of_one(backend):
+    case = make_case(background="pixel")
+    maps = case.maps
+    with_axis = rw.RectifiedMap(maps.labels[:, None], maps.foreground[:, None], maps.background[:, None], 3)
+    assert_like_eager(case, maps=with_axis, backend=backend)
+
+
+@on_cpu_backends
+def test_a_background_of_zero_dimensions_counts_as_a_number(backend):
+    case = make_case()
+    maps = rw.RectifiedMap(case.labels, case.maps.foreground, torch.tensor(1.25), 3)
+    assert_like_eager(case, maps=maps, backend=backend)
+
+
+@on_cpu_backends
+def test_the_compact_and_the_written_out_map_give_the_same_loss(backend):
+    labels = random_labels((2, 6, 9), 4)
+    maps = rw.rectified_map(labels, 4)
+    logits = random_logits((2, 4, 6, 9), torch.float64)
+    compact = loss_and_gradient(lambda x: rw.region_wise_loss(x, maps, backend=backend), logits)
+    dense = loss_and_gradient(lambda x: rw.region_wise_loss(x, maps.dense(), backend=backend), logits)
+    torch.testing.assert_close(compact, dense)
+
+
+# --- memory layouts ---------------------------------------------------------------------------------------------
+
+LAYOUTS = {
+    "channels-last": lambda x: x.contiguous(memory_format=torch.channels_last),
+    "transposed-space": lambda x: x.transpose(2, 3).contiguous().transpose(2, 3),
+    "batch-inside": lambda x: x.permute(1, 2, 3, 0).contiguous().permute(3, 0, 1, 2),
+    "class-slice": lambda x: torch.stack([x, x + 7], 2).flatten(1, 2)[:, ::2],
+    "crop": lambda x: torch.nn.functional.pad(x, (3, 2, 1, 4))[:, :, 1:-4, 3:-2],
+    "every-other-column": lambda x: torch.stack([x, x + 7], -1).flatten(3)[..., ::2],
+    "flipped-twice": lambda x: x.flip(3).flip(3),
+    "unaligned": lambda x: torch.cat([x.new_zeros(1), x.flatten()])[1:].view(x.shape),
+}
+
+
+@on_cpu_backends
+@either_kind
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=name)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_logits_of_any_layout_give_the_same_loss(layout, dtype, kind, backend):
+    case = make_case(kind, num_classes=5, shape=(6, 35), dtype=dtype, ignore_index=-1)
+    relaid = LAYOUTS[layout](case.logits)
+    assert torch.equal(relaid, case.logits)
+    case.logits = relaid
+    for reduction in ("mean", "none"):
+        assert_like_eager(case, reduction=reduction, backend=backend)
+
+
+@on_cpu_backends
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_dense_map_of_any_layout_gives_the_same_loss(layout, backend):
+    case = make_case("dense", num_classes=5, shape=(6, 35))
+    case.maps = LAYOUTS[layout](case.maps)
+    assert_like_eager(case, backend=backend)
+
+
+@on_cpu_backends
+@either_kind
+def test_volumes_in_channels_last_3d_give_the_same_loss(kind, backend):
+    case = make_case(kind, num_classes=5, shape=(3, 4, 19))
+    case.logits = case.logits.contiguous(memory_format=torch.channels_last_3d)
+    assert_like_eager(case, backend=backend)
+
+
+@on_cpu_backends
+@either_kind
+@pytest.mark.parametrize("axis", [0, 1, 2, 3], ids=["batch", "classes", "rows", "columns"])
+def test_expanded_logits_give_the_same_loss(axis, kind, backend):
+    case = make_case(kind, num_classes=5)
+    case.logits = case.logits.narrow(axis, 0, 1).expand_as(case.logits)
+    assert_like_eager(case, backend=backend)
+
+
+@on_cpu_backends
+@pytest.mark.parametrize("axis", [0, 1, 2, 3], ids=["batch", "classes", "rows", "columns"])
+def test_the_gradient_of_expanded_logits_is_summed_into_what_was_expanded(axis, backend):
+    case = make_case(num_classes=5, dtype=torch.float64)
+    small = case.logits.narrow(axis, 0, 1)
+    ours = loss_and_gradient(lambda x: rw.region_wise_loss(x.expand_as(case.logits), case.maps, backend=backend), small)
+    torch.testing.assert_close(
+        ours, loss_and_gradient(lambda x: eager_loss(x.expand_as(case.logits), case.dense), small)
+    )
+
+
+@on_cpu_backends
+@pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recomputed"])
+@pytest.mark.parametrize("layout", ["channels-last", "transposed-space", "batch-inside"])
+def test_the_gradient_has_the_strides_of_the_logits(layout, recompute, backend):
+    case = make_case(num_classes=5)
+    logits = LAYOUTS[layout](case.logits)
+    _, gradient = loss_and_gradient(
+        lambda x: rw.region_wise_loss(x, case.maps, recompute=recompute, backend=backend), logits
+    )
+    assert gradient.stride() == logits.stride()
+
+
+@on_cpu_backends
+def test_labels_and_values_of_a_map_may_be_strided(backend):
+    case = make_case(background="pixel", num_classes=4, shape=(6, 9), ignore_index=-1)
+    maps = case.maps._map(lambda t: torch.stack([t, t + 1], -1).flatten(2)[..., ::2])
+    assert not maps.labels.is_contiguous()
+    assert_like_eager(case, maps=maps, backend=backend)
+
+
+@needs_native
+def test_channels_more_than_two_to_the_31_elements_apart_are_found():
+    gap = 2**31 + 4096
+    memory = torch.empty(gap + 64, dtype=torch.bfloat16)  # pages that are never touched take no memory
+    logits = memory.as_strided((1, 2, 8, 8), (1, gap, 8, 1))
+    case = make_case(batch=1, num_classes=2, shape=(8, 8), dtype=torch.bfloat16)
+    case.logits = logits.copy_(case.logits)
+    assert_like_eager(case, backend="native")
+
+
+# --- ignored pixels ---------------------------------------------------------------------------------------------
+
+
+@on_cpu_backends
+@either_kind
+@every_reduction
+@pytest.mark.parametrize("ignore_index", [-1, 1, 255], ids=lambda i: f"ignore{i}")
+@pytest.mark.parametrize("junk", [math.nan, math.inf, -math.inf], ids=str)
+def test_logits_of_ignored_pixels_are_never_read(junk, ignore_index, reduction, kind, backend):
+    case = make_case(kind, ignore_index=ignore_index, shape=(5, 17))
+    ignored = (case.labels == ignore_index).unsqueeze(1).expand_as(case.logits)
+    case.logits = case.logits.masked_fill(ignored, junk)
+    assert_like_eager(case, reduction=reduction, backend=backend)
+    options = {**case.options(), "reduction": reduction, "backend": backend}
+    loss, gradient = loss_and_gradient(lambda x: rw.region_wise_loss(x, case.maps, **options).sum(), case.logits)
+    assert torch.isfinite(loss)
+    assert torch.equal(gradient[ignored], torch.zeros_like(gradient[ignored]))
+
+
+@on_cpu_backends
+@pytest.mark.parametrize("junk", [math.nan, math.inf], ids=str)
+def test_map_values_of_ignored_pixels_are_never_read(junk, backend):
+    for kind in ("compact", "dense"):
+        case = make_case(kind, ignore_index=-1, background="pixel")
+        ignored = case.labels == -1
+        if kind == "dense":
+            case.maps = case.maps.masked_fill(ignored.unsqueeze(1), junk)
+        else:
+            case.maps.foreground[ignored] = junk
+            case.maps.background[ignored] = junk
+        assert_like_eager(case, backend=backend)
+
+
+@on_cpu_backends
+@either_kind
+@every_reduction
+@pytest.mark.parametrize("dtype", FLOATS, ids=name)
+def test_a_batch_with_nothing_left_gives_loss_and_gradient_zero(dtype, reduction, kind, backend):
+    case = make_case(kind, ignore_index=-1, dtype=dtype)
+    case.labels.fill_(-1)
+    case.logits[0] = math.nan
+    options = {**case.options(), "reduction": reduction, "backend": backend}
+    loss, gradient = loss_and_gradient(lambda x: rw.region_wise_loss(x, case.maps, **options).sum(), case.logits)
+    assert loss == 0
+    assert torch.equal(gradient, torch.zeros_like(gradient))
+
+
+@on_cpu_backends
+def test_the_mean_counts_pixels_of_the_whole_batch_and_not_image_by_image(backend):
+    case = make_case(ignore_index=-1, batch=3)
+    case.labels[0] = -1
+    case.labels[1, 0] = -1
+    assert_like_eager(case, backend=backend)
+
+
+@on_cpu_backends
+def test_the_count_that_a_map_was_built_with_is_the_divisor(backend):
+    labels = random_labels((2, 6, 9), 3, ignore_index=255, dtype=torch.uint8)
+    maps = rw.rectified_map(labels, 3, ignore_index=255)
+    assert maps.count == (labels != 255).sum()
+    logits = random_logits((2, 3, 6, 9))
+    total = rw.region_wise_loss(logits, maps, reduction="sum", backend=backend)
+    mean = rw.region_wise_loss(logits, maps, backend=backend)
+    torch.testing.assert_close(mean, total / (3 * maps.count))
+
+
+@on_cpu_backends
+def test_a_crop_of_a_map_counts_its_own_pixels(backend):
+    labels = random_labels((2, 8, 9), 3, ignore_index=255)
+    maps = rw.rectified_map(labels, 3, ignore_index=255)[:, 2:7, 1:]
+    logits = random_logits((2, 3, 5, 8))
+    expected = eager_loss(logits.double(), written_out(maps), maps.labels, 255)
+    torch.testing.assert_close(rw.region_wise_loss(logits, maps, backend=backend).double(), expected)
+
+
+@on_cpu_backends
+def test_ignore_index_may_be_given_for_a_map_that_was_built_without(backend):
+    case = make_case()
+    expected = eager_loss(case.logits.double(), case.dense, case.labels, 1)
+    loss = rw.region_wise_loss(case.logits, case.maps, ignore_index=1, backend=backend)
+    torch.testing.assert_close(loss.double(), expected)
+
+
+# --- values that are not finite, labels that are none ---------------------------------------------------------------
+
+
+def _same_pattern(ours, eager):
+    for kind in (torch.isnan, torch.isposinf, torch.isneginf):
+        assert torch.equal(kind(ours), kind(eager))
+
+
+@on_cpu_backends
+@either_kind
+@pytest.mark.parametrize("dtype", FLOATS, ids=name)
+@pytest.mark.parametrize("num_classes", [2, 5, 19])
+def test_inf_and_nan_logits_give_the_non_finite_pattern_of_eager_pytorch(num_classes, dtype, kind, backend):
+    case = make_case(kind, num_classes=num_classes, shape=(4, 21), dtype=dtype)
+    logits = case.logits
+    for column, (channels, value) in enumerate(
+        [
+            ([0], math.inf),
+            ([1], -math.inf),
+            ([0, 1], math.inf),
+            ([-1], math.nan),
+            (range(num_classes), -math.inf),
+            (range(num_classes), math.inf),
+            (range(num_classes), math.nan),
+            ([0], torch.finfo(dtype).max),
+            ([1], torch.finfo(dtype).min),
+            (range(num_classes), torch.finfo(dtype).max),
+        ]
+    ):
+        logits[0, list(channels), 1, 2 * column] = value
+    logits[1, 0, 2, 5], logits[1, 1, 2, 5] = math.inf, -math.inf
+
+    def eager(x):
+        return (torch.softmax(x, 1) * case.dense).sum(1)
+
+    upstream = torch.ones(2, 4, 21)
+    loss, gradient = loss_and_gradient(
+        lambda x: rw.region_wise_loss(x, case.maps, reduction="none", backend=backend), logits, upstream
+    )
+    eager_value, eager_gradient = loss_and_gradient(eager, logits.double(), upstream)
+    _same_pattern(loss, eager_value)
+    _same_pattern(gradient, eager_gradient)
+    finite = torch.isfinite(eager_value)
+    torch.testing.assert_close(loss.double()[finite], eager_value[finite], rtol=1e-5, atol=1e-5)
+    assert rw.region_wise_loss(logits, case.maps, backend=backend).isnan()
+    _, kept = loss_and_gradient(lambda x: rw.region_wise_loss(x, case.maps, backend=backend), logits)
+    _same_pattern(kept, eager_gradient)
+
+
+BAD_LABELS = [-1, 3, 200, 2**31, 2**32 + 1, -(2**32) + 1, -(2**63), 2**63 - 1]
+
+
+@on_cpu_backends
+@pytest.mark.parametrize("bad", BAD_LABELS)
+def test_a_bad_label_that_is_not_checked_poisons_the_loss_with_nan(bad, backend):
+    case = make_case(shape=(4, 19))
+    case.labels[1, 2, 18] = bad
+    loss, gradient = loss_and_gradient(
+        lambda x: rw.region_wise_loss(x, case.maps, validate=False, backend=backend), case.logits
+    )
+    assert loss.isnan()
+    assert gradient.shape == case.logits.shape
+    per_pixel = rw.region_wise_loss(case.logits, case.maps, validate=False, reduction="none", backend=backend)
+    assert per_pixel.isnan().nonzero().tolist() == [[1, 2, 18]]
+
+
+@on_cpu_backends
+@pytest.mark.parametrize("bad", BAD_LABELS)
+@either_kind
+def test_a_bad_label_is_named_with_its_place(kind, bad, backend):
+    case = make_case(kind, shape=(4, 19))
+    case.labels[1, 2, 18] = bad
+    options = {"labels": case.labels} if kind == "dense" else {}
+    with pytest.raises(ValueError, match=rf"labels: expected integers in \[0, 3\), got {bad} at \(1, 2, 18\)"):
+        rw.region_wise_loss(case.logits, case.maps, backend=backend, **options)
+
+
+@on_cpu_backends
+def test_of_several_bad_labels_the_first_is_named(backend):
+    case = make_case(shape=(40, 50), batch=2)
+    case.labels[1, 3, 4] = 8
+    case.labels[0, 39, 49] = 9
+    case.labels[1, 30, 40] = 10
+    with pytest.raises(ValueError, match=r"got 9 at \(0, 39, 49\)"):
+        rw.region_wise_loss(case.logits, case.maps, backend=backend)
+
+
+@on_cpu_backends
+def test_the_ignored_label_is_no_bad_label_but_its_neighbour_is(backend):
+    case = make_case(ignore_index=-1)
+    case.labels[0, 0, 0] = -2
+    with pytest.raises(ValueError, match=r"\[0, 3\) or -1 \(ignore_index\), got -2 at \(0, 0, 0\)"):
+        rw.region_wise_loss(case.logits, case.maps, backend=backend)
+
+
+# --- the same bits every time -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@on_cpu_backends
+@either_kind
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=name)
+def test_repeated_runs_and_any_thread_count_give_the_same_bits(dtype, kind, backend, threads):
+    case = make_case(kind, num_classes=6, shape=(61, 127), batch=3, dtype=dtype, ignore_index=-1)
+    results = []
+    for count in (1, 2, 3, 8, 1):
+        threads(count)
+        results.append(
+            loss_and_gradient(
+                lambda x: rw.region_wise_loss(x, case.maps, **case.options(), backend=backend), case.logits
+            )
+        )
+    for loss, gradient in results[1:]:
+        assert torch.equal(loss, results[0][0])
+        assert torch.equal(gradient, results[0][1])
+
+
+def _instruction_sets():
+    if native.can_run(torch.device("cpu")) is not None:
+        return [pytest.param("every", marks=needs_native)]
+    return list(native.core().isas())
+
+
+@pytest.fixture
+def forced_isa(request):
+    core = native.core()
+    before = core.active_isa()
+    core.force_isa(request.param)
+    assert core.active_isa() == request.param
+    yield request.param
+    core.force_isa(before)
+
+
+@pytest.mark.parametrize("forced_isa", _instruction_sets(), indirect=True)
+@pytest.mark.parametrize("dtype", FLOATS, ids=name)
+@either_kind
+@pytest.mark.parametrize("layout", ["contiguous", "channels-last", "class-slice"])
+def test_every_instruction_set_gives_the_loss_of_eager_pytorch(layout, kind, dtype, forced_isa):
+    for num_classes, reduction in ((2, "none"), (4, "mean"), (17, "mean")):
+        case = make_case(kind, num_classes=num_classes, shape=(5, 131), dtype=dtype, ignore_index=-1)
+        if layout != "contiguous":
+            case.logits = LAYOUTS[layout](case.logits)
+        assert_like_eager(case, reduction=reduction, backend="native")
+
+
+# --- tensors that only carry metadata -----------------------------------------------------------------------------
+
+
+@on_cpu_backends
+def test_a_tensor_with_metadata_is_taken_as_the_tensor_that_it_is(backend):
+    case = make_case("dense", ignore_index=-1)
+    plain = loss_and_gradient(
+        lambda x: rw.region_wise_loss(x, case.maps, **case.options(), backend=backend), case.logits
+    )
+    logits = case.logits.clone().requires_grad_()
+    loss = rw.region_wise_loss(
+        MetaLike(logits), MetaLike(case.maps), labels=MetaLike(case.labels), ignore_index=-1, backend=backend
+    )
+    assert type(loss) is torch.Tensor
+    loss.backward()
+    torch.testing.assert_close((loss.detach(), logits.grad.as_subclass(torch.Tensor)), plain)
+
+
+# --- the paper's numbers -----------------------------------------------------------------------------------------
+
+
+def _at(softmax, values, backend):
+    """Loss of one pixel divided by K, and its gradient un-normalised, as section 3.3 writes them."""
+    logits = torch.tensor(softmax, dtype=torch.float64).log().view(1, -1, 1, 1)
+    maps = torch.tensor(values).view(1, -1, 1, 1)
+    mean = rw.region_wise_loss(logits, maps, backend=backend)
+    _, gradient = loss_and_gradient(lambda x: rw.region_wise_loss(x, maps, reduction="sum", backend=backend), logits)
+    return mean.item(), gradient.flatten().tolist()
+
+
+@on_cpu_backends
+@pytest.mark.parametrize(
+    ("values", "loss", "gradient"),
+    [
+        ([0, 0, 0, -0.6], -0.0375, [0.0375, 0.0375, 0.0375, -0.1125]),
+        ([1, 1, 1, -0.6], 0.15, [0.1, 0.1, 0.1, -0.3]),
+    ],
+    ids=["background-0", "background-1"],
+)
+def test_the_example_of_section_3_3_gives_the_papers_numbers(values, loss, gradient, backend):
+    found_loss, found_gradient = _at([0.25] * 4, values, backend)
+    assert found_loss == pytest.approx(loss, abs=1e-7)  # -0.6 is a float32
+    assert found_gradient == pytest.approx(gradient, abs=1e-7)
+
+
+@on_cpu_backends
+@pytest.mark.parametrize(("values", "fraction"), [([12, 4, -3], 8 / 15), ([10, 10, -3], 0)], ids=["plain", "rectified"])
+def test_two_negative_gradients_cover_the_papers_share_of_the_simplex(values, fraction, backend):
+    # The centroids of n^2 equal triangles that tile the simplex: the share's border crosses about n of them.
+    n = 120
+    i, j = torch.meshgrid(torch.arange(n), torch.arange(n), indexing="ij")
+    upright, inverted = (i + j < n), (i + j < n - 1)
+    first = torch.cat([(i + 1 / 3)[upright], (i + 2 / 3)[inverted]]).double() / n
+    second = torch.cat([(j + 1 / 3)[upright], (j + 2 / 3)[inverted]]).double() / n
+    softmax = torch.stack([first, second, 1 - first - second])
+    assert softmax.shape[1] == n * n
+    maps = torch.tensor(values, dtype=torch.float64).view(1, 3, 1).expand(1, 3, n * n)
+    _, gradient = loss_and_gradient(
+        lambda x: rw.region_wise_loss(x, maps, reduction="sum", backend=backend), softmax.log()[None]
+    )
+    two_negative = ((gradient < 0).sum(1) == 2).double().mean().item()
+    assert two_negative == pytest.approx(fraction, abs=2 / n if fraction else 0)
+
+
+@on_cpu_backends
+@pytest.mark.parametrize("num_classes", [2, 3, 8])
+def test_a_rectified_map_pulls_up_the_true_class_alone_and_its_gradient_sums_to_zero(num_classes, backend):
+    labels = random_labels((2, 8, 9), num_classes)
+    logits = random_logits((2, num_classes, 8, 9), torch.float64)
+    maps = rw.rectified_map(labels, num_classes)
+    _, gradient = loss_and_gradient(lambda x: rw.region_wise_loss(x, maps, reduction="sum", backend=backend), logits)
+    assert torch.equal((gradient < 0).sum(1), torch.ones_like(labels))
+    assert torch.equal(gradient.argmin(1), labels)
+    torch.testing.assert_close(gradient.sum(1), torch.zeros(2, 8, 9, dtype=torch.float64), atol=1e-14, rtol=0)
+
+
+@on_cpu_backends
+def test_adding_a_constant_to_the_logits_of_a_pixel_changes_nothing(backend):
+    case = make_case(num_classes=4)
+    shift = 50 * torch.randn(2, 1, 5, 7, generator=generator(5))
+    loss = rw.region_wise_loss(case.logits, case.maps, reduction="none", backend=backend)
+    shifted = rw.region_wise_loss(case.logits + shift, case.maps, reduction="none", backend=backend)
+    # Logits of about 150 carry an error of 150 * 2^-24 each.
+    torch.testing.assert_close(loss, shifted, rtol=0, atol=8 * 150 * 2**-24)
