@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import re
@@ -37,10 +38,12 @@ def _thread_counts(text: str | None, scale: str) -> list[int]:
 
 
 def _measure(chosen: list[Case], threads: list[int], scale: str) -> list[report.Line]:
-    lines = []
+    """The lines of all cases; those so far if the run is interrupted."""
+    lines: list[report.Line] = []
     total = sum(case.effort for case in chosen) * len(threads)
     shown = "{desc}: {percentage:3.0f}%|{bar}| {elapsed} gone, about {remaining} left"
-    with tqdm(total=total, bar_format=shown, disable=None, file=sys.stderr) as progress:
+    bar = tqdm(total=total, bar_format=shown, disable=None, file=sys.stderr)
+    with bar as progress, contextlib.suppress(KeyboardInterrupt):
         for case in chosen:
             progress.set_description(case.id, refresh=True)
             contenders = case.make()
@@ -75,9 +78,8 @@ def main() -> int:
             "lines": [line.record() for line in lines],
         }
         options.save.write_text(json.dumps(kept, indent=1) + "\n")
-    wrong = any(line.refused and "rwkernels" in line.refused and "wrong" in line.refused for line in lines)
     missed = options.strict and any(line.met is False for line in lines)
-    return 1 if wrong or missed else 0
+    return 1 if missed or any(line.ours_fails for line in lines) else 0
 
 
 if __name__ == "__main__":

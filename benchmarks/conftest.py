@@ -19,7 +19,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "case" in metafunc.fixturenames:
-        chosen = cases(metafunc.config.getoption("scale"), metafunc.module.FAMILY)
+        chosen = cases(metafunc.config.getoption("scale"))
         metafunc.parametrize("case", chosen, ids=[case.id for case in chosen])
     if "threads" in metafunc.fixturenames:
         counts = [1, 2] if (os.cpu_count() or 1) > 1 else [1]
@@ -35,7 +35,7 @@ def race(benchmark: Any, request: pytest.FixtureRequest) -> Callable[[Case, int]
         contenders = case.make()
         lines = report.run(case, contenders, threads, scale)
         first = lines[0]
-        benchmark.group = f"{case.id}, {threads} threads"
+        benchmark.group = f"{case.row}, {threads} threads"
         benchmark.extra_info.update(
             ratio=first.ratio,
             goal=first.goal,

@@ -79,15 +79,18 @@ def distances(task: Task, *, known: bool, reused: bool) -> list[Contender]:
     return [*found, Contender(EDT, run, lambda result: judge(torch.from_numpy(np.stack(result))))]
 
 
-def growth(small: Task, large: Task) -> list[Contender]:
-    """Our distances at a size and at twice its side."""
-    images = {task.title: labels(task) for task in (small, large)}
-    outs = {title: torch.empty(image.shape) for title, image in images.items()}
+def at_size(task: Task) -> str:
+    """Name of our contender of a growth row."""
+    return f"{OURS}, {task.title}"
+
+
+def growth(*tasks: Task) -> list[Contender]:
+    """Our distances at several sizes, each into a buffer of its own."""
     found = []
-    for task in (small, large):
-        image, out = images[task.title], outs[task.title]
-        run = _bound(rw.distance_transform, image, spacing=task.spacing, out=out)
-        found.append(Contender(task.title, run, _distance_check(task, False, None if _absent("edt") else _edt_once)))
+    for task in tasks:
+        run = _bound(rw.distance_transform, labels(task), spacing=task.spacing, out=torch.empty(task.shape))
+        check = _distance_check(task, False, None if _absent("edt") else _edt_once)
+        found.append(Contender(at_size(task), run, check))
     return found
 
 

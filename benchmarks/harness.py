@@ -85,7 +85,10 @@ def _first_run(contender: Contender) -> tuple[float, str | None]:
         return 0.0, f"missing: {contender.missing}"
     if contender.seconds is not None:
         return contender.seconds, None
-    seconds, result = _timed(contender)
+    try:
+        seconds, result = _timed(contender)
+    except Exception as error:  # one contender that fails must not cost the table
+        return 0.0, f"fails: {type(error).__name__}: {error}"
     wrong = contender.check(result)
     return seconds, f"wrong: {wrong}" if wrong else None
 

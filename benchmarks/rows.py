@@ -63,7 +63,7 @@ def _distance_cases(scale: str) -> list[Case]:
 def _growth_cases(scale: str) -> list[Case]:
     cases = []
     for task in (*adversarial_tasks(scale), map_tasks(scale)[1]):
-        compared = (Comparison(task.title, halved(task).title, LINEAR, "growth"),)
+        compared = (Comparison(c.at_size(task), c.at_size(halved(task)), LINEAR, "growth"),)
         cases.append(Case("growth", task, 5 * task.pixels, _bound(c.growth, halved(task), task), compared, 3))
     return cases
 
@@ -127,21 +127,15 @@ def _memory_cases(scale: str) -> list[Case]:
         Comparison(c.COMPACT, "its gradient", 1.05, "memory"),
         Comparison(c.EAGER, "its gradient", None, "memory"),
     )
-    return [Case("peak memory", task, 0, list, compared, 15) for task in loss_tasks(scale)]
+    tasks = loss_tasks(scale)
+    return [Case("peak memory", task, 0, _bound(c.losses, task, [c.DENSE]), compared, 15) for task in tasks]
 
 
 def _bound(function: Callable[..., list[Contender]], *arguments: Any, **options: Any) -> Callable[[], list[Contender]]:
     return lambda: function(*arguments, **options)
 
 
-FAMILIES: dict[str, Callable[[str], list[Case]]] = {
-    "distance": lambda scale: [*_distance_cases(scale), *_growth_cases(scale)],
-    "maps": _map_cases,
-    "loss": lambda scale: [*_loss_cases(scale), *_memory_cases(scale)],
-}
-
-
-def cases(scale: str, family: str | None = None) -> list[Case]:
-    """The cases of one family, or all in the order of the table."""
-    chosen = FAMILIES if family is None else {family: FAMILIES[family]}
-    return [case for make in chosen.values() for case in make(scale)]
+def cases(scale: str) -> list[Case]:
+    """All cases, in the order of the table."""
+    families = (_distance_cases, _growth_cases, _map_cases, _loss_cases, _memory_cases)
+    return [case for make in families for case in make(scale)]
