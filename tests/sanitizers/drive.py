@@ -98,9 +98,7 @@ def distances(labels: np.ndarray, code: str, num_classes: int, threads: int) -> 
         )
     # A smaller class count makes labels bad: found when checked, harmless when not.
     _native.first_bad_label(*given, labels.size, 1, None, threads)
-    _native.rectified(
-        *given, address(out["plain"]), 0, dims, axes, spacing, 1, 0, None, False, False, threads
-    )
+    _native.rectified(*given, address(out["plain"]), 0, dims, axes, spacing, 1, 0, None, False, False, threads)
     return [*out.values(), half, count, maxima]
 
 
@@ -165,9 +163,7 @@ def everything(dtypes: dict[str, Any]) -> None:
         for code, dtype in dtypes.items():
             for num_classes in (1, 2, 5, 17):
                 for labels in label_images(batch, shape, num_classes, dtype):
-                    same(
-                        distances(labels, code, num_classes, THREADS), distances(labels, code, num_classes, 1)
-                    )
+                    same(distances(labels, code, num_classes, THREADS), distances(labels, code, num_classes, 1))
                     same(losses(labels, code, num_classes, THREADS), losses(labels, code, num_classes, 1))
 
 
