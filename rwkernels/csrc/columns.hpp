@@ -34,7 +34,8 @@ struct Keep {
 struct Scale : Keep {  // from squared pixels of the last axis to the unit of `spacing`
   float spacing;
   bool squared;
-  Scale(double spacing_, bool squared_) : spacing(static_cast<float>(squared_ ? spacing_ * spacing_ : spacing_)), squared(squared_) {}
+  Scale(double of_axis, bool squared_)
+      : spacing(static_cast<float>(squared_ ? of_axis * of_axis : of_axis)), squared(squared_) {}
   template <class L>
   RWK_INLINE F operator()(F d, const L*, std::int64_t, int) const { return (squared ? d : sqrt(d)) * spacing; }
 };

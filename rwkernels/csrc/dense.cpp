@@ -2,6 +2,9 @@
 //
 // This is bound by the writes. A block of pixels is read once and stays in the second cache while every class's
 // channel is written from it; where the whole map is larger than any cache, stores go around them.
+#include <cstdint>
+#include <cstring>
+
 #include "maps.hpp"
 #include "pool.hpp"
 #include "simd.hpp"

@@ -106,7 +106,8 @@ struct Rectify : Keep {
         factors_here = select(here, factor, factors_here);
       });
     }
-    return F{} - min(splat(1.0f), sqrt(d * factors_here));  // this order lets NaN through
+    const F size = min(splat(1.0f), sqrt(d * factors_here));  // this order lets NaN through
+    return select(less(F{}, size), F{} - size, size);         // ignored pixels get 0, not -0
   }
 };
 
