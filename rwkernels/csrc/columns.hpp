@@ -23,16 +23,19 @@
 namespace rwk::RWK_ISA {
 
 // What happens to a squared distance when its last pass is done: finish(d, labels, at, count) gets one vector,
-// `count` of whose lanes are pixels `at`, `at + 1`... of the image, and returns what is written.
+// `count` of whose lanes are pixels `at`, `at + 1`... of the image, and returns what is written. done() follows
+// the last vector.
 struct Keep {
   template <class L>
   RWK_INLINE F operator()(F d, const L*, std::int64_t, int) const { return d; }
+  void done() const {}
 };
 
-struct Scale {  // from squared pixels of the last axis to the unit of `spacing`
+struct Scale : Keep {  // from squared pixels of the last axis to the unit of `spacing`
   float spacing;
   bool squared;
-  Scale(double spacing_, bool squared_) : spacing(static_cast<float>(squared_ ? spacing_ * spacing_ : spacing_)), squared(squared_) {}
+  Scale(double of_axis, bool squared_)
+      : spacing(static_cast<float>(squared_ ? of_axis * of_axis : of_axis)), squared(squared_) {}
   template <class L>
   RWK_INLINE F operator()(F d, const L*, std::int64_t, int) const { return (squared ? d : sqrt(d)) * spacing; }
 };
@@ -44,7 +47,7 @@ RWK_INLINE void copy_padded(T* to, const T* from, int count) {  // the last one 
 
 // Finishes `count` pixels that lie side by side; `from` may be `to`.
 template <class L, class Finish>
-RWK_INLINE void finish_run(const Finish& finish, const float* from, const L* labels, float* to, std::int64_t at,
+RWK_INLINE void finish_run(Finish& finish, const float* from, const L* labels, float* to, std::int64_t at,
                            std::int64_t count) {
   std::int64_t x = 0;
   for (; x + lanes <= count; x += lanes) store(to + x, finish(load(from + x), labels + x, at + x, lanes));
@@ -56,6 +59,14 @@ RWK_INLINE void finish_run(const Finish& finish, const float* from, const L* lab
   copy_padded(padded_labels, labels + x, left);
   store(padded, finish(load(padded), padded_labels, at + x, left));
   for (int i = 0; i < left; ++i) to[x + i] = padded[i];
+}
+
+// The same for pixels that are all there is to finish.
+template <class L, class Finish>
+RWK_INLINE void finish_all(Finish finish, const float* from, const L* labels, float* to, std::int64_t at,
+                           std::int64_t count) {
+  finish_run(finish, from, labels, to, at, count);
+  finish.done();
 }
 
 struct Columns {
@@ -146,7 +157,7 @@ inline float bound_by_own_row(Tile& tile) {
 // One pass along columns. `by_label`: distance to another label, with the bound b; else distance to what f is the
 // distance to.
 template <bool by_label, class L, class Finish>
-void column_pass(const Columns& c, const L* labels, const Finish& finish) {
+void column_pass(const Columns& c, const L* labels, Finish finish) {
   const std::size_t label_bytes = (static_cast<std::size_t>(c.n) * tile_width * sizeof(L) + 63) / 64 * 64;
   auto* memory = static_cast<std::byte*>(thread_scratch(Tile::bytes(c.n) + label_bytes));
   Tile tile(c.n, memory + label_bytes);
@@ -171,6 +182,7 @@ void column_pass(const Columns& c, const L* labels, const Finish& finish) {
       finish_run(finish, tile.best + y * tile_width, labels + offset, c.data + offset, c.at + offset, width);
     }
   }
+  finish.done();
 }
 
 }  // namespace rwk::RWK_ISA

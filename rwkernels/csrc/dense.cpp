@@ -1,7 +1,10 @@
 // A rectified map written out: K values for every pixel, two of which differ.
 //
-// This is bound by the writes. A block of pixels is read once and stays in the first cache while every class's
+// This is bound by the writes. A block of pixels is read once and stays in the second cache while every class's
 // channel is written from it; where the whole map is larger than any cache, stores go around them.
+#include <cstdint>
+#include <cstring>
+
 #include "maps.hpp"
 #include "pool.hpp"
 #include "simd.hpp"
@@ -12,7 +15,7 @@ extern const LabelKernels label_kernels;
 
 namespace {
 
-constexpr std::int64_t block = 2048;
+constexpr std::int64_t block = 8192;
 constexpr std::int64_t streamed_from = std::int64_t{1} << 26;  // bytes
 
 using Bits16 [[gnu::vector_size(2 * lanes), gnu::may_alias]] = std::int16_t;
@@ -66,9 +69,9 @@ RWK_INLINE void stream(float* to, F v) { store(to, v); }
 RWK_INLINE void end_streams() {}
 #endif
 
-struct Block {  // padded to whole vectors
-  std::int32_t codes[block];
-  float foreground[block], background[block];
+struct Block {  // with room for a vector that starts at the last pixel
+  std::int32_t codes[block + lanes];
+  float foreground[block + lanes], background[block + lanes];
   std::int64_t count;
 };
 
@@ -82,7 +85,7 @@ void read_block(const DenseMap& map, std::int64_t at, Block& b) {
     const bool bad = b.codes[i] > map.classes.num_classes, ignored = b.codes[i] == map.classes.num_classes;
     b.background[i] = bad ? __builtin_nanf("") : ignored ? 0.0f : background;
   }
-  for (std::int64_t i = b.count; i % lanes != 0; ++i) {
+  for (std::int64_t i = b.count; i < b.count + lanes; ++i) {
     b.codes[i] = -1;
     b.foreground[i] = b.background[i] = 0;
   }
@@ -92,31 +95,29 @@ RWK_INLINE F value(const Block& b, std::int64_t i, I k, F scale) {
   return scale * select(equal(load(b.codes + i), k), load(b.foreground + i), load(b.background + i));
 }
 
+// Pixels [from, to) of the block, in any number.
 template <class T>
-void write_channel(const Block& b, std::int64_t k, float scale, T* to) {
-  const I wanted = splat(static_cast<std::int32_t>(k));
-  const F factor = splat(scale);
-  std::int64_t i = 0;
-  for (; i + lanes <= b.count; i += lanes) put(to + i, value(b, i, wanted, factor));
-  if (i == b.count) return;
+void write_pixels(const Block& b, std::int64_t from, std::int64_t to, I k, F scale, T* out) {
+  std::int64_t i = from;
+  for (; i + lanes <= to; i += lanes) put(out + i, value(b, i, k, scale));
+  if (i == to) return;
   T last[lanes];
-  put(last, value(b, i, wanted, factor));
-  std::memcpy(to + i, last, static_cast<std::size_t>(b.count - i) * sizeof(T));
+  put(last, value(b, i, k, scale));
+  std::memcpy(out + i, last, static_cast<std::size_t>(to - i) * sizeof(T));
 }
 
-// The same; whole vectors at aligned addresses go around the caches.
-void stream_channel(const Block& b, std::int64_t k, float scale, float* to) {
-  const I wanted = splat(static_cast<std::int32_t>(k));
-  const F factor = splat(scale);
-  const auto misaligned = static_cast<std::int64_t>(reinterpret_cast<std::uintptr_t>(to) % sizeof(F));
-  if (misaligned % sizeof(float) != 0 || b.count < 2 * lanes) return write_channel(b, k, scale, to);
-  std::int64_t i = 0;
-  if (misaligned != 0) {
-    store(to, value(b, 0, wanted, factor));
-    i = (static_cast<std::int64_t>(sizeof(F)) - misaligned) / static_cast<std::int64_t>(sizeof(float));
-  }
-  for (; i + lanes <= b.count; i += lanes) stream(to + i, value(b, i, wanted, factor));
-  if (i < b.count) store(to + b.count - lanes, value(b, b.count - lanes, wanted, factor));
+// The same around the caches. A line that is not written whole is left to plain stores alone: both kinds on one
+// line wait for each other.
+void stream_pixels(const Block& b, I k, F scale, float* out) {
+  constexpr std::int64_t line = 64 / sizeof(float);
+  const auto misaligned = static_cast<std::int64_t>(reinterpret_cast<std::uintptr_t>(out) / sizeof(float) % line);
+  const std::int64_t head = misaligned == 0 ? 0 : line - misaligned;
+  if (reinterpret_cast<std::uintptr_t>(out) % sizeof(float) != 0 || b.count < head + line)
+    return write_pixels(b, 0, b.count, k, scale, out);
+  const std::int64_t tail = head + (b.count - head) / line * line;
+  write_pixels(b, 0, head, k, scale, out);
+  for (std::int64_t i = head; i < tail; i += lanes) stream(out + i, value(b, i, k, scale));
+  write_pixels(b, tail, b.count, k, scale, out);
 }
 
 template <class T>
@@ -126,19 +127,20 @@ void dense_of(const DenseMap& map, int threads) {
   const bool streamed = total >= streamed_from / static_cast<std::int64_t>(sizeof(T));
   parallel_for(map.labels->batch * blocks, threads, [&](std::int64_t piece) {
     const std::int64_t b = piece / blocks, from = piece % blocks * block;
-    Block here;
+    Block& here = *static_cast<Block*>(thread_scratch(sizeof(Block)));
     here.count = pixels - from < block ? pixels - from : block;
     read_block(map, b * pixels + from, here);
     for (std::int64_t k = 0; k < num_classes; ++k) {
-      const float scale = map.class_scale ? map.class_scale[k] : 1.0f;
+      const I wanted = splat(static_cast<std::int32_t>(k));
+      const F scale = splat(map.class_scale ? map.class_scale[k] : 1.0f);
       T* to = static_cast<T*>(map.out) + (b * num_classes + k) * pixels + from;
       if constexpr (sizeof(T) == sizeof(float)) {
         if (streamed) {
-          stream_channel(here, k, scale, to);
+          stream_pixels(here, wanted, scale, to);
           continue;
         }
       }
-      write_channel(here, k, scale, to);
+      write_pixels(here, 0, here.count, wanted, scale, to);
     }
     if (streamed) end_streams();
   });

@@ -112,7 +112,8 @@ void encode(const Labels& labels, const Classes& classes, void* codes, int bytes
   });
 }
 
-void encode_run_32(const void* labels, LabelType type, std::int64_t count, const Classes& classes, std::int32_t* codes) {
+void encode_run_32(const void* labels, LabelType type, std::int64_t count, const Classes& classes,
+                   std::int32_t* codes) {
   with_type(type, labels, 0, [&](const auto* from) { encode_run(from, count, classes, codes); });
 }
 

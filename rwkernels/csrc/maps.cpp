@@ -23,20 +23,40 @@ RWK_INLINE void for_each_label(const L* labels, const Body& body) {
 }
 
 // The largest distance per label. Maxima only grow and do so rarely: threads share one table, and what ends up in
-// it does not depend on their order.
+// it does not depend on their order. Neighbouring vectors mostly hold one label, the same: its maximum waits in a
+// register.
 struct KeepMaxima {
   float* maxima;
+  I label = splat(-1);
+  F largest{};
 
+  void raise(std::int64_t of, F d) const {
+    float known, wanted = horizontal_max(d);
+    __atomic_load(maxima + of, &known, __ATOMIC_RELAXED);
+    while (known < wanted &&
+           !__atomic_compare_exchange(maxima + of, &known, &wanted, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
+    }
+  }
+  void done() const {
+    if (label[0] >= 0) raise(label[0], largest);
+  }
   template <class L>
-  RWK_INLINE F operator()(F d, const L* labels, std::int64_t, int) const {
-    for_each_label(labels, [&](std::int64_t label, Mask here) {
+  RWK_INLINE F operator()(F d, const L* labels, std::int64_t, int) {
+    const I all_labels = widen(labels);
+    if (all(equal(all_labels, label))) {
+      largest = max(d, largest);
+      return d;
+    }
+    if (all(equal(all_labels, splat(static_cast<std::int32_t>(labels[0]))))) {
+      done();
+      label = splat(static_cast<std::int32_t>(labels[0]));
+      largest = d;
+      return d;
+    }
+    for_each_label(labels, [&](std::int64_t of, Mask here) {
       float known;
-      __atomic_load(maxima + label, &known, __ATOMIC_RELAXED);
-      if (!any(both(here, less(splat(known), d)))) return;
-      float wanted = horizontal_max(select(here, d, F{}));
-      while (known < wanted &&
-             !__atomic_compare_exchange(maxima + label, &known, &wanted, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
-      }
+      __atomic_load(maxima + of, &known, __ATOMIC_RELAXED);
+      if (any(both(here, less(splat(known), d)))) raise(of, select(here, d, F{}));
     });
     return d;
   }
@@ -68,18 +88,28 @@ void factors_of_image(const Codes& codes, const RectifiedMap& map, const Grid& g
   }
 }
 
-// Eq. 4 at the true class, in place of squared distances.
-template <class L>
-void rectify(const L* labels, const float* factors, float* d, std::int64_t count) {
-  const auto finish = [factors](F squared, const L* here, std::int64_t, int) {
-    F factor{};
-    for_each_label(here, [&](std::int64_t label, Mask lanes_of_it) {
-      factor = select(lanes_of_it, splat(factors[label]), factor);
-    });
-    return F{} - min(splat(1.0f), sqrt(squared * factor));  // this order lets NaN through
-  };
-  finish_run(finish, d, labels, d, 0, count);
-}
+// Eq. 4 at the true class, from the squared distance.
+struct Rectify : Keep {
+  const float* factors;
+  I label = splat(-1);  // of the vector before, and its factor
+  F factor{};
+
+  explicit Rectify(const float* factors_) : factors(factors_) {}
+  template <class L>
+  RWK_INLINE F operator()(F d, const L* labels, std::int64_t, int) {
+    const I all_labels = widen(labels);
+    F factors_here = factor;
+    if (!all(equal(all_labels, label))) {
+      for_each_label(labels, [&](std::int64_t of, Mask here) {
+        label = splat(static_cast<std::int32_t>(of));
+        factor = splat(factors[of]);
+        factors_here = select(here, factor, factors_here);
+      });
+    }
+    const F size = min(splat(1.0f), sqrt(d * factors_here));  // this order lets NaN through
+    return select(less(F{}, size), F{} - size, size);         // ignored pixels get 0, not -0
+  }
+};
 
 void rectified(const Codes& codes, const RectifiedMap& map, const Grid& grid, int threads) {
   const std::int64_t image = grid.pixels();
@@ -95,7 +125,7 @@ void rectified(const Codes& codes, const RectifiedMap& map, const Grid& grid, in
       }
       auto* factors = static_cast<float*>(thread_scratch(static_cast<std::size_t>(codes.size) * sizeof(float)));
       factors_of_image(codes, map, grid, b, factors);
-      rectify(here + from, factors, d + from, to - from);
+      finish_all(Rectify(factors), d + from, here + from, d + from, from, to - from);
     };
     label_transform(
         labels, map.foreground, grid, threads,
@@ -104,7 +134,7 @@ void rectified(const Codes& codes, const RectifiedMap& map, const Grid& grid, in
 }
 
 // Eq. 3 in channel k, from the squared distance to class k.
-struct FinishBoundary {
+struct FinishBoundary : Keep {
   const float* inside;  // squared, of the image
   float spacing, inside_spacing, offset, absent;
   bool is_absent, single, special;
@@ -174,15 +204,17 @@ void class_max(const Codes& codes, const float* distance, float* maxima, std::in
     parallel_for(batch * blocks, threads, [&](std::int64_t i) {
       const std::int64_t from = i % blocks * pixels_per_piece, at = i / blocks * pixels + from;
       const std::int64_t count = pixels - from < pixels_per_piece ? pixels - from : pixels_per_piece;
-      const KeepMaxima keep{maxima + i / blocks * codes.size};
+      KeepMaxima keep{maxima + i / blocks * codes.size};
       std::int64_t x = 0;
       for (; x + lanes <= count; x += lanes) keep(load(distance + at + x), labels + at + x, 0, lanes);
-      if (x == count) return;
-      float padded[lanes];
-      L padded_labels[lanes];
-      copy_padded(padded, distance + at + x, static_cast<int>(count - x));
-      copy_padded(padded_labels, labels + at + x, static_cast<int>(count - x));
-      keep(load(padded), padded_labels, 0, lanes);
+      if (x < count) {
+        float padded[lanes];
+        L padded_labels[lanes];
+        copy_padded(padded, distance + at + x, static_cast<int>(count - x));
+        copy_padded(padded_labels, labels + at + x, static_cast<int>(count - x));
+        keep(load(padded), padded_labels, 0, lanes);
+      }
+      keep.done();
     });
   });
 }

@@ -23,7 +23,8 @@ RWK_INLINE std::uint64_t differ_bits(const L* a, const L* b, std::int64_t count)
   const std::uint64_t wanted = count < 64 ? (std::uint64_t{1} << count) - 1 : ~std::uint64_t{0};
 #if defined(__AVX512BW__)
   if constexpr (sizeof(L) == 1) {
-    return _mm512_mask_cmpneq_epu8_mask(wanted, _mm512_maskz_loadu_epi8(wanted, a), _mm512_maskz_loadu_epi8(wanted, b));
+    const __m512i va = _mm512_maskz_loadu_epi8(wanted, a), vb = _mm512_maskz_loadu_epi8(wanted, b);
+    return _mm512_mask_cmpneq_epu8_mask(wanted, va, vb);
   } else {
     std::uint64_t bits = 0;
     constexpr int step = 64 / sizeof(L);
@@ -32,10 +33,12 @@ RWK_INLINE std::uint64_t differ_bits(const L* a, const L* b, std::int64_t count)
       std::uint64_t found;
       if constexpr (sizeof(L) == 2) {
         const auto m = static_cast<__mmask32>(part);
-        found = _mm512_mask_cmpneq_epu16_mask(m, _mm512_maskz_loadu_epi16(m, a + i), _mm512_maskz_loadu_epi16(m, b + i));
+        const __m512i va = _mm512_maskz_loadu_epi16(m, a + i), vb = _mm512_maskz_loadu_epi16(m, b + i);
+        found = _mm512_mask_cmpneq_epu16_mask(m, va, vb);
       } else {
         const auto m = static_cast<__mmask16>(part);
-        found = _mm512_mask_cmpneq_epu32_mask(m, _mm512_maskz_loadu_epi32(m, a + i), _mm512_maskz_loadu_epi32(m, b + i));
+        const __m512i va = _mm512_maskz_loadu_epi32(m, a + i), vb = _mm512_maskz_loadu_epi32(m, b + i);
+        found = _mm512_mask_cmpneq_epu32_mask(m, va, vb);
       }
       bits |= found << i;
     }

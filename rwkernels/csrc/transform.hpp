@@ -73,7 +73,7 @@ void label_transform(const L* labels, float* out, const Grid& grid, int threads,
       const std::int64_t at = s * slice + y * x_length;
       row_distance(labels + at, x_length, grid.bounded[2], out + at);
       if (last == 2)
-        finish_run(finish_of(s / z_length), out + at, labels + at, out + at, at % image, x_length);
+        finish_all(finish_of(s / z_length), out + at, labels + at, out + at, at % image, x_length);
     }
   };
   const auto along_y = [&](std::int64_t s, std::int64_t from, std::int64_t to) {
@@ -135,7 +135,7 @@ void class_transform(const L* labels, std::int64_t num_classes, const RowRange* 
   const auto absent = [&](std::int64_t b, std::int64_t k, std::int64_t from, std::int64_t to) {
     float* d = out + (b * num_classes + k) * image;
     for (std::int64_t i = from; i < to; ++i) d[i] = infinity;
-    finish_run(finish_of(b, k), d + from, labels + b * image + from, d + from, from, to - from);
+    finish_all(finish_of(b, k), d + from, labels + b * image + from, d + from, from, to - from);
   };
   parallel_for(grid.batch * num_classes * z_length, threads, [&](std::int64_t i) {
     const std::int64_t z = i % z_length, k = i / z_length % num_classes, b = i / z_length / num_classes;
@@ -149,7 +149,7 @@ void class_transform(const L* labels, std::int64_t num_classes, const RowRange* 
     for (std::int64_t y = range.low; y < range.high; ++y)
       row_class_distance(here + y * x_length, x_length, static_cast<L>(k), d + y * x_length);
     if (last == 2) {
-      finish_run(finish_of(b, k), d, here, d, z * slice, slice);
+      finish_all(finish_of(b, k), d, here, d, z * slice, slice);
       return;
     }
     Columns columns = columns_of_slice(grid, d, z, 0, x_length);
