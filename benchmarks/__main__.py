@@ -8,6 +8,7 @@ import json
 import os
 import re
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -37,20 +38,23 @@ def _thread_counts(text: str | None, scale: str) -> list[int]:
     return [int(count) for count in text.split(",")]
 
 
-def _measure(chosen: list[Case], threads: list[int], scale: str) -> list[report.Line]:
-    """The lines of all cases; those so far if the run is interrupted."""
+def _measure(chosen: list[Case], threads: list[int], scale: str) -> tuple[list[report.Line], dict[str, float]]:
+    """The lines of all cases, those so far if the run is interrupted; and the seconds each case took."""
     lines: list[report.Line] = []
+    took: dict[str, float] = {}
     total = sum(case.effort for case in chosen) * len(threads)
     shown = "{desc}: {percentage:3.0f}%|{bar}| {elapsed} gone, about {remaining} left"
     bar = tqdm(total=total, bar_format=shown, disable=None, file=sys.stderr)
     with bar as progress, contextlib.suppress(KeyboardInterrupt):
         for case in chosen:
             progress.set_description(case.id, refresh=True)
+            start = time.perf_counter()
             contenders = case.make()
             for count in threads:
                 lines += report.run(case, contenders, count, scale)
                 progress.update(case.effort)
-    return lines
+            took[case.id] = time.perf_counter() - start
+    return lines, took
 
 
 def main() -> int:
@@ -67,13 +71,14 @@ def main() -> int:
     threads = _thread_counts(options.threads, scale)
     bandwidths = {count: copy_bandwidth(count) for count in threads}
     print(report.header(bandwidths, scale), end="\n\n", flush=True)
-    lines = _measure(chosen, threads, scale)
+    lines, took = _measure(chosen, threads, scale)
     print(report.table(lines), end="\n\n")
     print(report.summary(lines))
     if options.save:
         kept = {
             "scale": scale,
             "machine": report.versions_of_machine(),
+            "seconds_per_case": took,
             "copy_bytes_per_second": bandwidths,
             "lines": [line.record() for line in lines],
         }

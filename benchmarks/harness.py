@@ -114,11 +114,17 @@ def interleave(contenders: Sequence[Contender], threads: int, effort: Effort) ->
 
 
 def ratio(numerator: Measured, denominator: Measured) -> tuple[float, tuple[float, float]]:
-    """Ratio of the medians, and the quartiles of the ratios turn by turn."""
-    pairs = [a / b for a, b in zip(numerator.seconds, denominator.seconds, strict=False)]
-    if len(pairs) == 1 and max(len(numerator.seconds), len(denominator.seconds)) > 1:  # one of them ran once
-        pairs = [a / b for a in numerator.seconds for b in denominator.seconds]
-    value = numerator.median / denominator.median
+    """Ratio of the medians, and the quartiles of the ratios turn by turn.
+
+    Only turns that both took count, unless one of them was timed a single time, which goes with every turn.
+    """
+    above, below = numerator.seconds, denominator.seconds
+    if 1 in (len(above), len(below)):
+        pairs = [a / b for a in above for b in below]
+    else:
+        above, below = above[: len(below)], below[: len(above)]
+        pairs = [a / b for a, b in zip(above, below, strict=True)]
+    value = statistics.median(above) / statistics.median(below)
     if len(pairs) < 2:
         return value, (value, value)
     low, _, high = statistics.quantiles(pairs, n=4, method="inclusive")

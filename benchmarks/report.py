@@ -151,7 +151,7 @@ def header(bandwidths: dict[int, float], scale: str) -> str:
         f"copy of 256 MiB, reads and writes, on so many threads: {copies}",
         "ratio: of medians in the same run, contenders taking turns; floor: a copy of the bytes that must move, "
         "taking turns too",
-        "growth: time ~ pixels^ratio from half the side; memory: peak beyond the inputs over the gradient",
+        "growth: time ~ pixels^ratio as the side doubles; memory: peak beyond the inputs over the gradient",
     ]
     if scale != "full":
         lines.append(f"{scale} run: some inputs are smaller than those the goals are set for")

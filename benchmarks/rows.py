@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks import contenders as c
 from benchmarks.harness import COPY, Contender
-from benchmarks.inputs import Task, adversarial_tasks, halved, loss_tasks, map_tasks
+from benchmarks.inputs import Task, adversarial_tasks, doubled, growth_tasks, loss_tasks, map_tasks
 
 # Time per pixel may grow by this power of the number of pixels: a little above linear, as caches end somewhere.
 LINEAR = 1.1
@@ -62,9 +62,11 @@ def _distance_cases(scale: str) -> list[Case]:
 
 def _growth_cases(scale: str) -> list[Case]:
     cases = []
-    for task in (*adversarial_tasks(scale), map_tasks(scale)[1]):
-        compared = (Comparison(c.at_size(task), c.at_size(halved(task)), LINEAR, "growth"),)
-        cases.append(Case("growth", task, 5 * task.pixels, _bound(c.growth, halved(task), task), compared, 3))
+    for small in growth_tasks(scale):
+        large = doubled(small)
+        compared = (Comparison(c.at_size(large), c.at_size(small), LINEAR, "growth"),)
+        make = _bound(c.growth, small, large)
+        cases.append(Case("growth", large, 5 * large.pixels, make, compared, 2 + 1e-7 * large.pixels))
     return cases
 
 
@@ -122,13 +124,11 @@ def _kernel_cases(task: Task) -> list[Case]:
 
 def _memory_cases(scale: str) -> list[Case]:
     """Peak memory of forward and backward beyond its inputs; measured in a process of its own (`memory.py`)."""
-    compared = (
-        Comparison(c.DENSE, "its gradient", 1.05, "memory"),
-        Comparison(c.COMPACT, "its gradient", 1.05, "memory"),
-        Comparison(c.EAGER, "its gradient", None, "memory"),
-    )
+    compared = [Comparison(name, "its gradient", 1.05, "memory") for name in (c.DENSE, c.COMPACT)]
+    if scale == "full":
+        compared.append(Comparison(c.EAGER, "its gradient", None, "memory"))
     tasks = loss_tasks(scale)
-    return [Case("peak memory", task, 0, _bound(c.losses, task, [c.DENSE]), compared, 15) for task in tasks]
+    return [Case("peak memory", task, 0, _bound(c.losses, task, [c.DENSE]), tuple(compared), 10) for task in tasks]
 
 
 def _bound(function: Callable[..., list[Contender]], *arguments: Any, **options: Any) -> Callable[[], list[Contender]]:
