@@ -121,8 +121,12 @@ Grid make_grid(const Dims& dims, int axes, const Spacing& spacing, bool black_bo
 }
 
 void check_classes(std::int64_t num_classes) {
-  if (num_classes < 0 || num_classes > std::numeric_limits<std::int32_t>::max() - 2)
+  if (num_classes < 0)
     throw std::invalid_argument("num_classes: expected at least 0, got " + std::to_string(num_classes));
+  constexpr std::int64_t most = std::numeric_limits<std::int32_t>::max() - 2;
+  if (num_classes > most)
+    throw std::invalid_argument("num_classes: expected at most " + std::to_string(most) + ", got " +
+                                std::to_string(num_classes));
 }
 
 // Waking threads costs more than this many pixels.
