@@ -249,7 +249,7 @@ def _dense_problem(problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
     if not problem.include_background:
         maps = torch.cat([torch.zeros_like(maps[:, :1]), maps[:, 1:]], 1)
     if ignore_index is not None and labels is not None:
-        ignored = (labels == ignore_index).unsqueeze(1)
+        ignored = reference.is_label(labels, ignore_index).unsqueeze(1)
         logits, maps = torch.where(ignored, 0.0, logits), torch.where(ignored, 0.0, maps)
     scale = torch.ones(1, dtype=dtype, device=logits.device)
     if problem.reduction == "mean":

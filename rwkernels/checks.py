@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Iterable, Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import torch
 from torch import Tensor
@@ -50,7 +50,7 @@ def label_dtype(name: str, labels: Tensor) -> Tensor:
 def labels(value: object, spatial_dims: int | None = None) -> Tensor:
     """Labels [B, *S] with one to three spatial axes; one axis has to be asked for."""
     found = label_dtype("labels", tensor("labels", value))
-    if spatial_dims is not None and spatial_dims not in (1, 2, 3):
+    if spatial_dims is not None and integer("spatial_dims", spatial_dims) not in (1, 2, 3):
         raise ValueError(f"spatial_dims: expected 1, 2 or 3, got {describe(spatial_dims)}")
     if spatial_dims is not None and found.dim() != spatial_dims + 1:
         raise ValueError(f"labels: expected [B, *S] with {spatial_dims} spatial axes, got {describe(found)}")
@@ -76,6 +76,8 @@ def integer(name: str, value: Any, lowest: int | None = None) -> int:
         raise TypeError(f"{name}: expected an integer, got {describe(value)}") from None
     if lowest is not None and found < lowest:
         raise ValueError(f"{name}: expected an integer >= {lowest}, got {found}")
+    if not -(2**63) <= found < 2**63:
+        raise ValueError(f"{name}: expected an integer of 64 bits, got {found}")
     return found
 
 
@@ -87,6 +89,8 @@ def number(name: str, value: Any) -> float:
         found = float(value)
     except (TypeError, ValueError):
         raise TypeError(f"{name}: expected a number, got {describe(value)}") from None
+    except OverflowError:
+        raise ValueError(f"{name}: expected a finite number, got {describe(value)}") from None
     if not math.isfinite(found):
         raise ValueError(f"{name}: expected a finite number, got {found}")
     return found
@@ -96,7 +100,8 @@ def spacing(value: float | Sequence[float] | None, axes: int) -> list[float]:
     """One positive number per spatial axis, in the order of the labels' axes."""
     if value is None:
         return [1.0] * axes
-    steps = list(value) if isinstance(value, Iterable) and not isinstance(value, str) else [value] * axes
+    several = isinstance(value, Iterable) and not isinstance(value, str) and getattr(value, "ndim", 1) > 0
+    steps: list[Any] = list(cast(Iterable[Any], value)) if several else [value] * axes
     if len(steps) != axes:
         raise ValueError(f"spacing: expected one number or {axes} (one per spatial axis), got {len(steps)}: {value!r}")
     found = [number("spacing", step) for step in steps]
@@ -127,6 +132,13 @@ def choice(name: str, value: object, options: Sequence[str]) -> str:
     """Refuses what is not one of `options`."""
     if not isinstance(value, str) or value not in options:
         raise ValueError(f"{name}: expected one of {', '.join(map(repr, options))}, got {describe(value)}")
+    return value
+
+
+def backend(value: object) -> str | None:
+    """The name of a backend, or None; whether there is one of that name is found out where it is chosen."""
+    if value is not None and not isinstance(value, str):
+        raise TypeError(f"backend: expected the name of a backend or None, got {describe(value)}")
     return value
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx import _pytree as fx_pytree
 from torch.utils import _pytree as pytree
 
 from rwkernels import arrays, checks
+from rwkernels.backends import reference
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +59,7 @@ class RectifiedMap:
             return back(torch.tensor(labels.numel(), dtype=torch.int64, device=labels.device))
         if self.image_count is not None:
             return back(arrays.to_tensor(self.image_count)[0].sum())
-        return back((labels != self.ignore_index).sum())
+        return back((~reference.is_label(labels, self.ignore_index)).sum())
 
     @property
     def shape(self) -> torch.Size:
@@ -82,24 +84,26 @@ class RectifiedMap:
             every channel of a pixel that is ignored.
 
         Raises:
-            ValueError: `out` has another shape or device, or is not contiguous.
+            ValueError: `out` has another shape or device, or is not contiguous; or the parts of the map do not fit
+                together.
         """
         tensors, back = self._tensors()
-        out = arrays.to_tensor(out)[0]
+        labels, background = tensors._checked_parts()
+        out = arrays.to_buffer(out)
         if dtype is None:
             dtype = out.dtype if isinstance(out, Tensor) else torch.float32
         if dtype not in checks.FLOAT_DTYPES:
             raise TypeError(f"dtype: expected a floating dtype, got {dtype}")
-        per_pixel = isinstance(tensors.background, Tensor)
+        per_pixel = isinstance(background, Tensor)
         arguments = (
-            tensors.labels,
+            labels,
             tensors.foreground,
-            tensors.background if per_pixel else None,
-            0.0 if per_pixel else tensors.background,
+            background if per_pixel else None,
+            0.0 if per_pixel else background,
             tensors.class_scale,
             self.num_classes,
             self.ignore_index,
-            backend,
+            checks.backend(backend),
         )
         if out is None:
             return back(torch.ops.rwkernels.dense(*arguments, dtype))
@@ -107,12 +111,31 @@ class RectifiedMap:
         torch.ops.rwkernels.dense_out(*arguments, checks.output(out, shape, dtype, tensors.device))
         return back(out)
 
+    def _checked_parts(self) -> tuple[Tensor, Tensor | float]:
+        """Labels and background of a map over tensors whose shapes and devices fit together.
+
+        The constructor checks nothing, and a kernel must not read past the end of a part.
+        """
+        labels = checks.label_dtype("labels", checks.tensor("labels", self.labels))
+        background = self.background
+        if isinstance(background, Tensor) and background.dim() == 0:
+            background = background.expand(self.shape)
+        parts = (("foreground", self.foreground, self.shape), ("background", background, self.shape))
+        for name, part, shape in (*parts, ("class_scale", self.class_scale, (self.num_classes,))):
+            if isinstance(part, Tensor):
+                checks.floating(name, part)
+                checks.shape(name, part, shape, "[K]" if name == "class_scale" else "that of the labels")
+                checks.same_device(name, part, "labels", labels)
+        return labels, background
+
     def to(self, *args: Any, **kwargs: Any) -> RectifiedMap:
         """The map on another device or in another floating dtype; arguments as of `torch.Tensor.to`.
 
         Labels keep their integer dtype. NumPy and CuPy arrays become tensors.
         """
         device, dtype, non_blocking, _ = torch._C._nn._parse_to(*args, **kwargs)
+        if dtype is not None and not dtype.is_floating_point:
+            raise TypeError(f"dtype: expected a floating dtype, got {dtype}")
 
         def move(tensor: Tensor) -> Tensor:
             wanted = dtype if tensor.is_floating_point() else None
@@ -128,7 +151,8 @@ class RectifiedMap:
         """The part of the map at `index`, which means what it means for `labels`: a crop, a choice of images."""
         labels = self.labels[index]
         background = self.background if isinstance(self.background, (int, float)) else self.background[index]
-        return replace(self, labels=labels, foreground=self.foreground[index], background=background, image_count=None)
+        foreground = self.foreground[index]
+        return self._with(labels=labels, foreground=foreground, background=background, image_count=None)
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -138,13 +162,18 @@ class RectifiedMap:
 
     def _map(self, function: Callable[[Any], Any]) -> RectifiedMap:
         """The same map with `function` applied to every tensor."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        values = {name: getattr(self, name) for name in _TENSORS}
         changed = {
             name: function(value)
             for name, value in values.items()
             if isinstance(value, Tensor) or arrays.is_array(value)
         }
-        return replace(self, **changed)
+        return self._with(**changed)
+
+    def _with(self, **changes: Any) -> RectifiedMap:
+        """The same map but for `changes`; unlike `dataclasses.replace`, every compiler of torch can trace it."""
+        kept = {name: getattr(self, name) for name in (*_TENSORS, "num_classes", "ignore_index")}
+        return RectifiedMap(**{**kept, **changes})
 
     def _tensors(self) -> tuple[RectifiedMap, arrays.Back]:
         """The map over tensors, and the way back to the kind of arrays that it holds."""
@@ -193,10 +222,13 @@ pytree.register_pytree_node(
     from_dumpable_context=lambda dumped: (tuple(dumped[0]), *dumped[1:]),
     flatten_with_keys_fn=_flatten_with_keys,
 )
+# What an exported module flattens its arguments with in older releases of torch.
+fx_pytree.register_pytree_flatten_spec(RectifiedMap, lambda maps, spec: _flatten(maps)[0])
 
 
 def _collate(batch: list[RectifiedMap], *, collate_fn_map: Any = None) -> RectifiedMap:
-    """Stacks maps of samples `[*S]` into one `[B, *S]`, as the default collation stacks tensors."""
+    """Stacks maps of samples `[*S]` into one `[B, *S]` over tensors, as the default collation stacks tensors."""
+    batch = [maps._tensors()[0] for maps in batch]
     first = batch[0]
     settings = {(maps.num_classes, maps.ignore_index) for maps in batch}
     if len(settings) > 1:
@@ -207,16 +239,14 @@ def _collate(batch: list[RectifiedMap], *, collate_fn_map: Any = None) -> Rectif
     ):
         raise ValueError("maps: expected one class_scale in a batch, got several")
 
-    def stack(values: list[Any]) -> Any:
-        return torch.stack([torch.as_tensor(value) for value in values])
-
     background: Any = first.background
     if any(isinstance(maps.background, Tensor) or maps.background != background for maps in batch):
-        background = stack([torch.as_tensor(m.background).expand(m.foreground.shape) for m in batch])
-    return replace(
-        first,
-        labels=stack([maps.labels for maps in batch]),
-        foreground=stack([maps.foreground for maps in batch]),
+        background = torch.stack(
+            [torch.as_tensor(m.background, dtype=m.foreground.dtype).expand(m.foreground.shape) for m in batch]
+        )
+    return first._with(
+        labels=torch.stack([maps.labels for maps in batch]),
+        foreground=torch.stack([maps.foreground for maps in batch]),
         background=background,
         image_count=None,
     )

@@ -67,9 +67,9 @@ def distance_transform(
         checks.spacing(spacing, labels.dim() - 1),
         checks.flag("squared", squared),
         checks.flag("black_border", black_border),
-        backend,
+        checks.backend(backend),
     )
-    return back(run_map("distance", labels, arguments, arrays.to_tensor(out)[0], labels.shape))
+    return back(run_map("distance", labels, arguments, arrays.to_buffer(out), labels.shape))
 
 
 def class_distance_transform(
@@ -121,7 +121,7 @@ def class_distance_transform(
         checks.flag("squared", squared),
         checks.ignore_index(ignore_index),
         checks.validate(validate, labels.device),
-        backend,
+        checks.backend(backend),
     )
     shape = (labels.shape[0], num_classes, *labels.shape[1:])
-    return back(run_map("class_distance", labels, arguments, arrays.to_tensor(out)[0], shape))
+    return back(run_map("class_distance", labels, arguments, arrays.to_buffer(out), shape))

@@ -14,7 +14,17 @@ from rwkernels.compact import RectifiedMap
 from rwkernels.distance import class_distance_transform, distance_transform
 from rwkernels.maps import boundary_map, rectified_map
 
-_PACKAGES = ("rwkernels", "torch", "numpy", "triton", "cupy-cuda12x", "cupy-cuda13x", "cucim-cu12", "cucim-cu13", "monai")
+_PACKAGES = (
+    "rwkernels",
+    "torch",
+    "numpy",
+    "triton",
+    "cupy-cuda12x",
+    "cupy-cuda13x",
+    "cucim-cu12",
+    "cucim-cu13",
+    "monai",
+)
 _RELATIVE_ERROR = 1e-5
 
 
@@ -65,9 +75,7 @@ def self_check(name: str, device: str) -> Iterator[tuple[str, float]]:
     here = labels.to(device)
     yield (
         "distance",
-        _difference(
-            distance_transform(here, spacing=spacing, backend=name), reference.distance(labels, spacing)
-        ),
+        _difference(distance_transform(here, spacing=spacing, backend=name), reference.distance(labels, spacing)),
     )
     yield (
         "class distance",
@@ -89,7 +97,10 @@ def self_check(name: str, device: str) -> Iterator[tuple[str, float]]:
     yield "rectified map", _difference(maps.dense(backend=name), dense)
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(dense.shape, generator=generator, dtype=torch.float64)
-    losses: list[tuple[str, RectifiedMap | torch.Tensor]] = [("compact loss", maps), ("dense loss", dense.float().to(device))]
+    losses: list[tuple[str, RectifiedMap | torch.Tensor]] = [
+        ("compact loss", maps),
+        ("dense loss", dense.float().to(device)),
+    ]
     for kind, given in losses:
         leaf = logits.float().to(device).requires_grad_()
         loss = region_wise_loss(leaf, given, reduction="sum", backend=name)
@@ -122,7 +133,8 @@ def run() -> int:
     if isas:
         print(f"{'C++ core':<14} {active} of {', '.join(isas)}")
     found = backends()
-    good = all([_report(status) for status in found])
+    reports = [_report(status) for status in found]
+    good = all(reports)
     fast = any(status.available and status.name != "reference" for status in found)
     if not fast:
         print("\nOnly the slow reference can run here.")

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from rwkernels.backends import LossProblem, choose
+from rwkernels.backends import LossProblem, choose, reference
 from rwkernels.ops import can_check, define, fold, refuse_bad_label, unfold
 
 
@@ -64,13 +64,14 @@ def mean_divisor(problem: Problem) -> Tensor:
         return torch.full((problem.runs,), max(pixels * channels, 1), dtype=torch.float64, device=logits.device)
     if count is None:
         assert problem.labels is not None
-        count = (problem.labels != problem.ignore_index).flatten(1).sum(1)
+        count = reference.count_valid(problem.labels, problem.ignore_index)
     return (count.reshape(problem.runs, -1).sum(1) * channels).clamp(min=1).to(torch.float64)
 
 
 def per_image(values: Tensor, problem: Problem) -> Tensor:
     """One value for every image from one for every run."""
-    return values.repeat_interleave(len(problem.logits) // problem.runs)
+    images = len(problem.logits) // problem.runs
+    return values.unsqueeze(1).expand(problem.runs, images).reshape(-1).contiguous()
 
 
 def scales_gradient_at_once(dtype: torch.dtype) -> bool:

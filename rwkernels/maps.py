@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from rwkernels import arrays, autograd, checks
+from rwkernels.backends import reference
 from rwkernels.compact import RectifiedMap
 from rwkernels.distance import run_map
 
@@ -20,7 +20,7 @@ def _labels_and_classes(labels: Any, num_classes: int, spatial_dims: int | None)
 
 
 def _foreground_buffer(out: Any) -> Any:
-    return arrays.to_tensor(out.foreground if isinstance(out, RectifiedMap) else out)[0]
+    return arrays.to_buffer(out.foreground if isinstance(out, RectifiedMap) else out)
 
 
 def rectified_map(
@@ -89,7 +89,7 @@ def rectified_map(
         checks.flag("black_border", black_border),
         ignored,
         checks.validate(validate, labels.device),
-        backend,
+        checks.backend(backend),
     )
     if out is None:
         foreground, count = torch.ops.rwkernels.rectified(labels, *arguments)
@@ -120,7 +120,7 @@ def _constant(
 ) -> RectifiedMap:
     labels, back, num_classes = _labels_and_classes(labels, num_classes, spatial_dims)
     ignored = checks.ignore_index(ignore_index)
-    arguments = (num_classes, foreground, ignored, checks.validate(validate, labels.device), backend)
+    arguments = (num_classes, foreground, ignored, checks.validate(validate, labels.device), checks.backend(backend))
     values = run_map("constant", labels, arguments, _foreground_buffer(out), labels.shape)
     maps = RectifiedMap(labels, values, background, num_classes=num_classes, ignore_index=ignored)
     return maps._map(back)
@@ -270,10 +270,10 @@ def boundary_map(
         checks.flag("black_border", black_border),
         checks.ignore_index(ignore_index),
         checks.validate(validate, labels.device),
-        backend,
+        checks.backend(backend),
     )
     shape = (labels.shape[0], num_classes, *labels.shape[1:])
-    return back(run_map("boundary", labels, arguments, arrays.to_tensor(out)[0], shape))
+    return back(run_map("boundary", labels, arguments, arrays.to_buffer(out), shape))
 
 
 def labels_like(name: str, labels: Any, shape: Sequence[int]) -> Tensor:
@@ -338,7 +338,7 @@ def rectify(
     ignored = checks.ignore_index(ignore_index)
     num_classes = maps.shape[1]
     zeros = torch.ops.rwkernels.constant(
-        labels, num_classes, 0.0, ignored, checks.validate(validate, labels.device), backend
+        labels, num_classes, 0.0, ignored, checks.validate(validate, labels.device), checks.backend(backend)
     )
     true_class = labels.unsqueeze(1) == torch.arange(num_classes, device=labels.device).view(
         1, -1, *[1] * (labels.dim() - 1)
@@ -347,7 +347,7 @@ def rectify(
     foreground = torch.where(true_class, maps, 0).sum(1)
     foreground = torch.where(known, foreground, foreground * torch.nan if ignored is None else 0.0)
     if ignored is not None:
-        foreground = torch.where(known | (labels == ignored), foreground, torch.nan)
+        foreground = torch.where(known | reference.is_label(labels, ignored), foreground, torch.nan)
     value: Tensor | float
     if isinstance(background, str):
         others = max(num_classes - 1, 1)
@@ -383,8 +383,9 @@ def class_weights(name: str, weight: Any, num_classes: int, device: torch.device
 
 def _by_label(weight: Tensor, labels: Tensor) -> Tensor:
     """The weight of every pixel's class; 1 where the label is none (an ignored or a bad one keeps its value)."""
+    labels = labels.long()
     known = (labels >= 0) & (labels < len(weight))
-    return torch.where(known, weight[labels.long().clamp(0, len(weight) - 1)], 1.0)
+    return torch.where(known, weight[labels.clamp(0, len(weight) - 1)], 1.0)
 
 
 def scale_classes(maps: Any, weight: Any, *, by: str = "channel", labels: Any = None) -> Any:
@@ -419,7 +420,7 @@ def scale_classes(maps: Any, weight: Any, *, by: str = "channel", labels: Any = 
         weight = class_weights("weight", weight, maps.num_classes, compact.device)
         if by == "channel":
             scale = weight if compact.class_scale is None else weight * compact.class_scale
-            return replace(compact, class_scale=scale)._map(back)
+            return compact._with(class_scale=scale)._map(back)
         return _times(compact, _by_label(weight, compact.labels).to(compact.foreground.dtype))._map(back)
     maps, back = _dense_map(maps)
     weight = class_weights("weight", weight, maps.shape[1], maps.device)
@@ -441,7 +442,7 @@ def _refuse_negative(name: str, weight: Tensor) -> None:
 
 
 def _times(maps: RectifiedMap, weight: Tensor | float) -> RectifiedMap:
-    return replace(maps, foreground=maps.foreground * weight, background=maps.background * weight)
+    return maps._with(foreground=maps.foreground * weight, background=maps.background * weight)
 
 
 def scale_pixels(maps: Any, weight: Any, *, validate: bool | None = None) -> Any:

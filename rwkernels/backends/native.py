@@ -15,6 +15,7 @@ from rwkernels.backends import LossProblem, reference
 
 NAME = "native"
 ISA_VARIABLE = "RWKERNELS_ISA"
+_HUGE_PAGES_FROM = 4 << 20  # bytes
 
 _LABEL_CODES = {torch.uint8: "u1", torch.int8: "i1", torch.int16: "i2", torch.int32: "i4", torch.int64: "i8"}
 _FLOAT_CODES = {torch.float32: "f4", torch.float64: "f8", torch.bfloat16: "bf", torch.float16: "f2"}
@@ -50,6 +51,23 @@ def _code(labels: Tensor) -> str:
     return _LABEL_CODES[labels.dtype]
 
 
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def _written(tensor: Tensor | None) -> int:
+    """The address of a tensor about to be written, large ones backed by huge pages if they are fresh.
+
+    Faulting a fresh gradient in by 4 KiB pages takes longer than computing it.
+    """
+    if tensor is None:
+        return 0
+    size = tensor.numel() * tensor.element_size()
+    if size >= _HUGE_PAGES_FROM:
+        core().advise_huge_pages(address=tensor.data_ptr(), bytes=size)
+    return tensor.data_ptr()
+
+
 def first_bad_label(labels: Tensor, num_classes: int, ignore_index: int | None) -> int:
     """See `Backend`."""
     bad: int = core().first_bad_label(
@@ -64,7 +82,7 @@ def fill_distance(out: Tensor, labels: Tensor, spacing: Sequence[float], squared
     core().distance(
         labels.data_ptr(),
         _code(labels),
-        out.data_ptr(),
+        _written(out),
         sizes,
         axes,
         steps,
@@ -88,7 +106,7 @@ def fill_class_distance(
     bad: int = core().class_distance(
         labels.data_ptr(),
         _code(labels),
-        out.data_ptr(),
+        _written(out),
         sizes,
         axes,
         steps,
@@ -117,13 +135,13 @@ def fill_rectified(
     bad: int = core().rectified(
         labels.data_ptr(),
         _code(labels),
-        out.data_ptr(),
+        _written(out),
         count.data_ptr(),
         sizes,
         axes,
         steps,
         num_classes,
-        0 if class_max is None else class_max.data_ptr(),
+        _address(class_max),
         ignore_index,
         black_border,
         validate,
@@ -148,7 +166,7 @@ def fill_boundary(
     bad: int = core().boundary(
         labels.data_ptr(),
         _code(labels),
-        out.data_ptr(),
+        _written(out),
         sizes,
         axes,
         steps,
@@ -184,10 +202,10 @@ def fill_dense(
         labels.data_ptr(),
         _code(labels),
         foreground.data_ptr(),
-        0 if per_pixel is None else per_pixel.data_ptr(),
+        _address(per_pixel),
         0.0 if isinstance(background, Tensor) else background,
-        0 if scale is None else scale.data_ptr(),
-        out.data_ptr(),
+        _address(scale),
+        _written(out),
         _FLOAT_CODES[out.dtype],
         sizes,
         num_classes,
@@ -199,10 +217,6 @@ def fill_dense(
 def _five(values: Sequence[int]) -> tuple[int, ...]:
     """Sizes or strides [B, K, *S] with leading spatial axes of 1 put in."""
     return (*values[:2], *[1] * (5 - len(values)), *values[2:])
-
-
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
 
 
 def loss(
@@ -247,7 +261,7 @@ def loss(
         scale_groups=1 if scale is None else len(scale),
         image_scale=_address(image_scale),
         pixel_scale=_address(pixel_scale),
-        grad=_address(grad),
+        grad=_written(grad),
         grad_strides=(0,) * 5 if grad is None else _five(grad.stride()),
         image_sums=_address(image_sums),
         pixel_loss=_address(pixel_loss),

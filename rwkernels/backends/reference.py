@@ -24,11 +24,23 @@ def can_run(device: torch.device) -> str | None:
     return None
 
 
+def is_label(labels: Tensor, value: int) -> Tensor:
+    """Where `labels == value`, also for a value that their dtype cannot hold: PyTorch would wrap it (-1 to 255)."""
+    limits = torch.iinfo(labels.dtype)
+    if limits.min <= value <= limits.max:
+        return labels == value
+    return torch.zeros_like(labels, dtype=torch.bool)
+
+
+def _is_no_class(labels: Tensor, num_classes: int) -> Tensor:
+    return (labels < 0) | (labels.long() >= num_classes)
+
+
 def first_bad_label(labels: Tensor, num_classes: int, ignore_index: int | None) -> int:
     """Flat index of the first label outside [0, num_classes) that is not ignored; -1 if there is none."""
-    bad = (labels < 0) | (labels >= num_classes)
+    bad = _is_no_class(labels, num_classes)
     if ignore_index is not None:
-        bad &= labels != ignore_index
+        bad &= ~is_label(labels, ignore_index)
     found = bad.flatten().nonzero()
     return int(found[0]) if len(found) else -1
 
@@ -81,12 +93,16 @@ def class_distance(
     num_classes: int,
     spacing: Sequence[float],
     squared: bool = False,
+    ignore_index: int | None = None,
     dtype: torch.dtype = torch.float64,
 ) -> Tensor:
-    """Distance to the nearest pixel of every class, [B, K, *S]; inf where the image lacks the class."""
+    """Distance to the nearest pixel of every class, [B, K, *S]; inf where the image lacks the class.
+
+    Pixels that are ignored belong to no class, not even where `ignore_index` is one of them.
+    """
     channels = []
     for k in range(num_classes):
-        is_class = labels == k
+        is_class = is_label(labels, k) if k != ignore_index else torch.zeros_like(labels, dtype=torch.bool)
         to_other = distance(is_class, spacing, squared, dtype=dtype)
         channels.append(torch.where(is_class, 0.0, to_other))
     return torch.stack(channels, 1)
@@ -94,14 +110,14 @@ def class_distance(
 
 def count_valid(labels: Tensor, ignore_index: int | None) -> Tensor:
     """How many pixels of every image count, int64 [B]."""
-    valid = torch.ones_like(labels, dtype=torch.bool) if ignore_index is None else labels != ignore_index
+    valid = torch.ones_like(labels, dtype=torch.bool) if ignore_index is None else ~is_label(labels, ignore_index)
     return valid.flatten(1).sum(1)
 
 
 def class_max(labels: Tensor, values: Tensor, num_classes: int) -> Tensor:
     """Largest of `values` over the pixels of every class of every image, [B, K]; 0 for an absent class."""
     channels = [
-        torch.where(labels == k, values, 0.0).flatten(1).amax(1)
+        torch.where(is_label(labels, k), values, 0.0).flatten(1).amax(1)
         if labels[0:1].numel()
         else values.new_zeros(len(labels))
         for k in range(num_classes)
@@ -128,15 +144,15 @@ def rectified(
     for k in range(num_classes):
         divisor = largest[:, k].view(-1, *[1] * (labels.dim() - 1))
         ratio = torch.where(torch.isinf(d), 1.0, (d / divisor).clamp(max=1.0))
-        foreground = torch.where(labels == k, -ratio, foreground)
+        foreground = torch.where(is_label(labels, k), -ratio, foreground)
     if ignore_index is not None:
-        foreground = torch.where(labels == ignore_index, 0.0, foreground)
+        foreground = torch.where(is_label(labels, ignore_index), 0.0, foreground)
     return foreground
 
 
 def first_bad_maximum(labels: Tensor, class_maximum: Tensor) -> int:
     """Flat index of the first [B, K] maximum of a present class that is not positive and finite, or -1."""
-    present = torch.stack([(labels == k).flatten(1).any(1) for k in range(class_maximum.shape[1])], 1)
+    present = torch.stack([is_label(labels, k).flatten(1).any(1) for k in range(class_maximum.shape[1])], 1)
     good = (class_maximum > 0) & torch.isfinite(class_maximum)
     found = (present & ~good).flatten().nonzero()
     return int(found[0]) if len(found) else -1
@@ -155,14 +171,14 @@ def boundary(
     """Boundary map (Eq. 3), [B, K, *S]: minus the distance inside a class, plus the distance outside."""
     inside = distance(labels, spacing, black_border=black_border, dtype=dtype)
     inside = torch.where(torch.isinf(inside), 0.0, inside_offset - inside)
-    outside = class_distance(labels, num_classes, spacing, dtype=dtype)
+    outside = class_distance(labels, num_classes, spacing, ignore_index=ignore_index, dtype=dtype)
     channels = []
     for k in range(num_classes):
-        channel = torch.where(labels == k, inside, outside[:, k])
+        channel = torch.where(is_label(labels, k), inside, outside[:, k])
         channels.append(torch.where(torch.isinf(channel), absent, channel))
     maps = torch.stack(channels, 1)
     if ignore_index is not None:
-        maps = torch.where((labels == ignore_index).unsqueeze(1), 0.0, maps)
+        maps = torch.where(is_label(labels, ignore_index).unsqueeze(1), 0.0, maps)
     return maps
 
 
@@ -177,13 +193,13 @@ def dense(
     """The map [B, K, *S] that a compact one stands for: foreground at the true class, background elsewhere."""
     if not isinstance(background, Tensor):
         background = torch.full_like(foreground, background)
-    channels = [torch.where(labels == k, foreground, background) for k in range(num_classes)]
+    channels = [torch.where(is_label(labels, k), foreground, background) for k in range(num_classes)]
     maps = torch.stack(channels, 1)
-    maps = torch.where(((labels < 0) | (labels >= num_classes)).unsqueeze(1), torch.nan, maps)
+    maps = torch.where(_is_no_class(labels, num_classes).unsqueeze(1), torch.nan, maps)
     if class_scale is not None:
         maps = maps * scale_view(class_scale, maps)
     if ignore_index is not None:
-        maps = torch.where((labels == ignore_index).unsqueeze(1), 0.0, maps)
+        maps = torch.where(is_label(labels, ignore_index).unsqueeze(1), 0.0, maps)
     return maps
 
 
@@ -240,7 +256,7 @@ def fill_class_distance(
     validate: bool,
 ) -> int:
     """See `Backend`."""
-    out.copy_(class_distance(labels, num_classes, spacing, squared, _precision(labels.device)))
+    out.copy_(class_distance(labels, num_classes, spacing, squared, ignore_index, _precision(labels.device)))
     return first_bad_label(labels, num_classes, ignore_index) if validate else -1
 
 
@@ -309,7 +325,7 @@ def problem_logits_and_maps(problem: LossProblem, dtype: torch.dtype) -> tuple[T
     if problem.class_scale is not None:
         maps = maps * scale_view(problem.class_scale, maps)
     if problem.ignore_index is not None and problem.labels is not None:
-        ignored = (problem.labels == problem.ignore_index).unsqueeze(1)
+        ignored = is_label(problem.labels, problem.ignore_index).unsqueeze(1)
         logits, maps = logits.masked_fill(ignored, 0.0), maps.masked_fill(ignored, 0.0)
     return logits, maps
 

@@ -3,6 +3,10 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include <limits>
 #include <optional>
 #include <stdexcept>
@@ -52,7 +56,8 @@ Tensor tensor(Address data, Real dtype, const Ints& strides, const char* what) {
   Tensor t{pointer<void>(data), dtype, {}};
   for (int a = 0; a < 5; ++a) {
     if (strides[a] < 0)
-      throw std::invalid_argument(std::string(what) + ": expected strides of 0 or more, got " + std::to_string(strides[a]));
+      throw std::invalid_argument(std::string(what) + ": expected strides of 0 or more, got " +
+                                  std::to_string(strides[a]));
     t.stride[a] = strides[a];
   }
   return t;
@@ -67,7 +72,8 @@ void read_sizes(const Ints& sizes, RegionWise& task) {
     // An empty axis must not hide that the others overflow.
     require(!__builtin_mul_overflow(product, sizes[a] > 0 ? sizes[a] : 1, &product), "sizes: too many elements");
   }
-  require(sizes[1] >= 1 && sizes[1] < std::numeric_limits<std::int32_t>::max() - 1, "sizes: expected at least one class");
+  require(sizes[1] >= 1, "sizes: expected at least one class");
+  require(sizes[1] <= std::numeric_limits<std::int32_t>::max(), "sizes: too many classes");
 }
 
 void check(const RegionWise& task) {
@@ -75,7 +81,8 @@ void check(const RegionWise& task) {
   require(!any || task.logits.data, "logits: missing");
   require(!any || task.map.data, "map: missing");
   if (task.compact) {
-    require(task.map.dtype == Real::f32 || task.map.dtype == Real::f64, "map_dtype: expected f4 or f8 for a compact map");
+    require(task.map.dtype == Real::f32 || task.map.dtype == Real::f64,
+            "map_dtype: expected f4 or f8 for a compact map");
     require(!any || task.labels, "labels: a compact map needs them");
   } else {
     require(!task.background, "background: a dense map has none");
@@ -117,6 +124,19 @@ std::int64_t region_wise(Address logits, const std::string& dtype, const Ints& s
   return validate ? bad : -1;
 }
 
+// A fresh large buffer costs more in page faults than all the arithmetic that fills it: pages of 2 MiB need 512
+// times fewer of them. Only whole pages inside the buffer are asked for, and where the system says no nothing is lost.
+bool advise_huge_pages(Address address, std::uint64_t bytes) {
+#if defined(MADV_HUGEPAGE)
+  constexpr std::uint64_t page = std::uint64_t{2} << 20;
+  const Address first = (address + page - 1) / page * page, last = (address + bytes) / page * page;
+  return first < last && madvise(pointer<void>(first), last - first, MADV_HUGEPAGE) == 0;
+#else
+  (void)address, (void)bytes;
+  return false;
+#endif
+}
+
 }  // namespace
 
 void bind_loss(nb::module_& m) {
@@ -128,6 +148,8 @@ void bind_loss(nb::module_& m) {
         nb::arg("validate"), nb::arg("threads"), nb::call_guard<nb::gil_scoped_release>(),
         "Loss and gradient in one pass. Addresses are integers, 0 where there is nothing. Returns the lowest flat "
         "index of a label that is neither a class nor ignored, or -1.");
+  m.def("advise_huge_pages", &advise_huge_pages, nb::kw_only(), nb::arg("address"), nb::arg("bytes"),
+        "Asks for huge pages under a buffer that nobody has written yet; says whether the system agreed.");
 }
 
 }  // namespace rwk

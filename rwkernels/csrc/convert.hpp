@@ -11,11 +11,17 @@ namespace rwk::RWK_ISA {
 struct bf16 { std::uint16_t bits; };
 struct f16 { std::uint16_t bits; };
 
-using U16 [[gnu::vector_size(2 * lanes), gnu::may_alias]] = std::uint16_t;
-
+// The low half of every lane.
 RWK_INLINE void store_low(std::uint16_t* to, I v) {
-  const U16 low = __builtin_convertvector(v, U16);
-  std::memcpy(to, &low, sizeof low);
+#if defined(__AVX512F__)
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtepi32_epi16((__m512i)v));
+#elif defined(__AVX2__)
+  const I low = v & 0xffff;
+  const __m256i pairs = _mm256_permute4x64_epi64(_mm256_packus_epi32((__m256i)low, (__m256i)low), 0x08);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm256_castsi256_si128(pairs));
+#else
+  for (int i = 0; i < lanes; ++i) to[i] = static_cast<std::uint16_t>(v[i]);
+#endif
 }
 
 RWK_INLINE F read(const bf16* from) { return from_bits(widen(&from->bits) << 16); }
@@ -74,41 +80,31 @@ RWK_INLINE void write(f16* to, F v) {
 template <class A>
 constexpr bool is_small = sizeof(A) == 2;
 
+RWK_INLINE void put(float* to, F v) { store(to, v); }
+RWK_INLINE void put(double* to, F v) {
+  for (int i = 0; i < lanes; ++i) to[i] = v[i];
+}
+
 // to[0, n) = from[0, n)
 template <class To, class From>
 void convert_row(To* to, const From* from, std::int64_t n) {
   if constexpr (std::is_same_v<To, From>) {
     std::memcpy(to, from, n * sizeof(To));
-  } else if constexpr (is_small<From>) {
-    float wide[lanes];
-    for (std::int64_t i = 0; i < n; i += lanes) {
-      const std::int64_t left = n - i < lanes ? n - i : lanes;
-      From padded[lanes] = {};
-      const From* source = from + i;
-      if (left < lanes) {
-        std::memcpy(padded, source, left * sizeof(From));
-        source = padded;
-      }
-      const F v = read(source);
-      if (std::is_same_v<To, float> && left == lanes) {
-        store(reinterpret_cast<float*>(to + i), v);
-      } else {
-        store(wide, v);
-        for (std::int64_t j = 0; j < left; ++j) to[i + j] = wide[j];
-      }
-    }
-  } else if constexpr (is_small<To>) {
-    static_assert(std::is_same_v<From, float>);
-    for (std::int64_t i = 0; i < n; i += lanes) {
-      if (n - i >= lanes) {
-        write(to + i, load(from + i));
-      } else {
-        float wide[lanes] = {};
-        To narrow[lanes];
-        std::memcpy(wide, from + i, (n - i) * sizeof(float));
-        write(narrow, load(wide));
-        std::memcpy(to + i, narrow, (n - i) * sizeof(To));
-      }
+  } else if constexpr (is_small<From> || is_small<To>) {
+    const std::int64_t whole = n / lanes * lanes;
+    const auto vector = [](To* out, const From* in) {
+      if constexpr (is_small<From>)
+        put(out, read(in));
+      else
+        write(out, load(in));
+    };
+    for (std::int64_t i = 0; i < whole; i += lanes) vector(to + i, from + i);
+    if (whole < n) {
+      From in[lanes] = {};
+      To out[lanes];
+      std::memcpy(in, from + whole, (n - whole) * sizeof(From));
+      vector(out, in);
+      std::memcpy(to + whole, out, (n - whole) * sizeof(To));
     }
   } else {
     for (std::int64_t i = 0; i < n; ++i) to[i] = static_cast<To>(from[i]);

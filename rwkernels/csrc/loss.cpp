@@ -13,8 +13,8 @@ namespace {
 constexpr int max_in_registers = 8;
 constexpr int pad = 16;  // tiles are padded to a multiple of this, the widest vector; rows lie this much apart
 constexpr std::int64_t worth_a_thread = 32768;  // logits
-// A gradient of this many bytes outlives no cache until the backward pass of the network reads it: it is written
-// past them, which saves reading every line before it is overwritten.
+// A gradient of this many bytes has left the caches before the network reads it: it is written past them, which
+// saves fetching every line only to overwrite it.
 constexpr std::int64_t worth_streaming = std::int64_t{32} << 20;
 
 // The tile decides which losses are added together first, so it depends on the number of classes alone, and neither
@@ -151,10 +151,10 @@ class Pass {
   };
   Scratch scratch() const {
     const std::int64_t rows = classes_ * pitch_;
-    const std::size_t bytes = (2 * rows + 3 * pitch_) * sizeof(T) + pitch_ * sizeof(std::int32_t) + rows * sizeof(double);
-    T* at = static_cast<T*>(thread_scratch(bytes));
+    const std::size_t bytes =
+        (2 * rows + 3 * pitch_) * sizeof(T) + rows * sizeof(double) + pitch_ * sizeof(std::int32_t);
     Scratch s;
-    s.logits = at;
+    s.logits = static_cast<T*>(thread_scratch(bytes));
     s.map = s.logits + rows;
     s.background = s.map + rows;
     s.pixel_scale = s.background + pitch_;

@@ -51,47 +51,49 @@ struct Axes {
   }
 };
 
-// Channels last, K known: one pass over the memory instead of K.
+// Channels last and nothing between the pixels. With the distance known, the compiler loads vectors and shuffles.
 template <int K, class E>
-void split_channels(const E* from, std::int64_t pixel_stride, int n, E* rows, std::int64_t pitch) {
+void split_channels(const E* __restrict from, int n, E* __restrict rows, std::int64_t pitch) {
   for (int i = 0; i < n; ++i)
-    for (int k = 0; k < K; ++k) rows[k * pitch + i] = from[i * pixel_stride + k];
+    for (int k = 0; k < K; ++k) rows[k * pitch + i] = from[i * K + k];
 }
 template <int K, class E>
-void join_channels(E* to, std::int64_t pixel_stride, int n, const E* rows, std::int64_t pitch) {
+void join_channels(E* __restrict to, int n, const E* __restrict rows, std::int64_t pitch) {
   for (int i = 0; i < n; ++i)
-    for (int k = 0; k < K; ++k) to[i * pixel_stride + k] = rows[k * pitch + i];
+    for (int k = 0; k < K; ++k) to[i * K + k] = rows[k * pitch + i];
 }
 
 // Many channels: blocks of pixels small enough that a line fetched for one class is still there for the next.
 constexpr int channel_block = 16;
 
+// Each class starts a new stream of addresses, too short for the processor to see it coming: it is asked for while
+// the two before it are read.
 template <class E>
-RWK_INLINE void prefetch_row(const E* row, int n) {
+RWK_INLINE void prefetch_class(const E* from, std::int64_t k, std::int64_t class_stride, std::int64_t classes, int n) {
+  constexpr std::int64_t ahead = 2;
+  if (k + ahead >= classes) return;
   constexpr int line = 64 / sizeof(E);
-  for (int i = 0; i < n; i += line) __builtin_prefetch(row + i);
+  for (int i = 0; i < n; i += line) __builtin_prefetch(from + (k + ahead) * class_stride + i);
 }
 
 template <class E>
 void gather_run(const E* from, std::int64_t class_stride, std::int64_t pixel_stride, std::int64_t classes, int n,
                 E* rows, std::int64_t pitch) {
   if (pixel_stride == 1) {
-    // Each class starts a new stream: it is asked for while two others are on their way.
-    constexpr std::int64_t ahead = 2;
     for (std::int64_t k = 0; k < classes; ++k) {
-      if (k + ahead < classes) prefetch_row(from + (k + ahead) * class_stride, n);
+      prefetch_class(from, k, class_stride, classes, n);
       std::memcpy(rows + k * pitch, from + k * class_stride, n * sizeof(E));
     }
     return;
   }
-  if (class_stride == 1) switch (classes) {
-      case 2: return split_channels<2>(from, pixel_stride, n, rows, pitch);
-      case 3: return split_channels<3>(from, pixel_stride, n, rows, pitch);
-      case 4: return split_channels<4>(from, pixel_stride, n, rows, pitch);
-      case 5: return split_channels<5>(from, pixel_stride, n, rows, pitch);
-      case 6: return split_channels<6>(from, pixel_stride, n, rows, pitch);
-      case 7: return split_channels<7>(from, pixel_stride, n, rows, pitch);
-      case 8: return split_channels<8>(from, pixel_stride, n, rows, pitch);
+  if (class_stride == 1 && pixel_stride == classes) switch (classes) {
+      case 2: return split_channels<2>(from, n, rows, pitch);
+      case 3: return split_channels<3>(from, n, rows, pitch);
+      case 4: return split_channels<4>(from, n, rows, pitch);
+      case 5: return split_channels<5>(from, n, rows, pitch);
+      case 6: return split_channels<6>(from, n, rows, pitch);
+      case 7: return split_channels<7>(from, n, rows, pitch);
+      case 8: return split_channels<8>(from, n, rows, pitch);
     }
   for (int first = 0; first < n; first += channel_block) {
     const int last = first + channel_block < n ? first + channel_block : n;
@@ -107,14 +109,14 @@ void scatter_run(E* to, std::int64_t class_stride, std::int64_t pixel_stride, st
     for (std::int64_t k = 0; k < classes; ++k) std::memcpy(to + k * class_stride, rows + k * pitch, n * sizeof(E));
     return;
   }
-  if (class_stride == 1) switch (classes) {
-      case 2: return join_channels<2>(to, pixel_stride, n, rows, pitch);
-      case 3: return join_channels<3>(to, pixel_stride, n, rows, pitch);
-      case 4: return join_channels<4>(to, pixel_stride, n, rows, pitch);
-      case 5: return join_channels<5>(to, pixel_stride, n, rows, pitch);
-      case 6: return join_channels<6>(to, pixel_stride, n, rows, pitch);
-      case 7: return join_channels<7>(to, pixel_stride, n, rows, pitch);
-      case 8: return join_channels<8>(to, pixel_stride, n, rows, pitch);
+  if (class_stride == 1 && pixel_stride == classes) switch (classes) {
+      case 2: return join_channels<2>(to, n, rows, pitch);
+      case 3: return join_channels<3>(to, n, rows, pitch);
+      case 4: return join_channels<4>(to, n, rows, pitch);
+      case 5: return join_channels<5>(to, n, rows, pitch);
+      case 6: return join_channels<6>(to, n, rows, pitch);
+      case 7: return join_channels<7>(to, n, rows, pitch);
+      case 8: return join_channels<8>(to, n, rows, pitch);
     }
   for (int first = 0; first < n; first += channel_block) {
     const int last = first + channel_block < n ? first + channel_block : n;
@@ -151,8 +153,10 @@ void load_as(const Tensor& tensor, const Axes& axes, const Patch& patch, Wide* r
         from = gathered;
         row_stride = pitch;
       }
-      for (std::int64_t k = 0; k < patch.classes; ++k)
+      for (std::int64_t k = 0; k < patch.classes; ++k) {
+        if (pixel_stride == 1) prefetch_class(from, k, row_stride, patch.classes, n);
         convert_row(rows + k * pitch + at, from + k * row_stride, n);
+      }
     }
   });
 }

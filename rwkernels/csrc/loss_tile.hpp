@@ -84,12 +84,12 @@ RWK_INLINE double sum_lanes(V v) {
   return sum;
 }
 
-// The softmax of one vector of pixels: classes one by one, as e_k with sum_k e_k = 1 / inverse.
-// Any NaN or +inf among the logits, or nothing but -inf, makes `inverse` NaN, and so the loss and every gradient of
-// the pixel, as in softmax itself.
+// Loss and gradient of one vector of pixels whose e_k = exp(logit_k - largest logit) are there, `sum` their sum.
+// `e(k)` gives e_k, `put(k, g)` takes the gradient (e_k is not asked for again), `each(body)` calls body(k) for every
+// class: unrolled where there are few, a loop where there are many.
 //
-// What is left to say of one vector of pixels once its e_k are there. `e(k)` gives e_k, `put(k, g)` takes the
-// gradient, `each(body)` calls body(k) for every class: unrolled for few classes, a loop for many.
+// A logit that is NaN or +inf, or nothing but -inf, makes the sum NaN, and so the loss and every gradient of the
+// pixel: what softmax and its derivative do as well.
 template <class T, bool dense, bool scaled, class E, class Put, class Each>
 RWK_INLINE typename Lane<T>::V finish(const Tile<T>& t, int i, typename Lane<T>::V sum, const E& e, const Put& put,
                                       const Each& each) {

@@ -1,0 +1,88 @@
+"""One run from options to files, and what happens when it is interrupted."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from rwkernels.demo import INTERRUPTED, figure, report, speed, training
+from rwkernels.demo.data import load_slices
+from rwkernels.demo.training import Settings, Training
+
+FIGURE_NAME = "rwkernels-demo.png"
+RESULTS_NAME = "results.json"
+
+
+def run(*, seed: int, out: Path, device: str | None, epochs: int) -> int:
+    """Train, compare, print and write; return the exit status (see `rwkernels.demo.run`)."""
+    try:
+        chosen = _device(device)
+        out.mkdir(parents=True, exist_ok=True)
+    except ValueError as error:
+        print(f"rwkernels demo: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"rwkernels demo: --out {out}: cannot make this folder: {error.strerror}", file=sys.stderr)
+        return 2
+    finished: list[Training] = []
+    try:
+        _compare(Settings(seed=seed, epochs=epochs), chosen, out, finished)
+    except KeyboardInterrupt:
+        print("\nrwkernels demo: interrupted, nothing written", file=sys.stderr)
+        if finished:
+            print(f"Finished before that:\n\n{report.table(finished)}")
+        return INTERRUPTED
+    return 0
+
+
+def _compare(settings: Settings, device: torch.device, out: Path, finished: list[Training]) -> None:
+    slices = load_slices()
+    print(report.introduction(slices, settings, device), flush=True)
+    on_device = slices.to(device)
+    for name, criterion in training.losses(settings.epochs).items():
+        finished.append(training.train(name, criterion, on_device, settings, device))
+        if not sys.stderr.isatty():
+            # No progress bar in a log: one line a loss says that it moves.
+            print(f"{name} trained in {finished[-1].train_seconds:.0f} s", flush=True)
+    speeds = speed.measure(on_device, settings, device)
+    steps = settings.epochs * settings.steps_per_epoch(len(slices.train.labels))
+
+    print(f"\n{report.table(finished)}\n\n{report.verdict(finished)}")
+    print(f"\n{report.speed_lines(speeds, finished, steps)}\n")
+    with _whole(out / FIGURE_NAME) as path:
+        figure.draw(slices, finished, speeds).savefig(path, format="png", dpi=figure.DPI)
+    with _whole(out / RESULTS_NAME) as path:
+        tree = report.results(slices, settings, device, finished, speeds)
+        path.write_text(json.dumps(tree, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    print(f"Wrote {out / FIGURE_NAME} and {out / RESULTS_NAME}")
+
+
+def _device(name: str | None) -> torch.device:
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kind, _, index = name.partition(":")
+    if kind not in ("cpu", "cuda") or (index and not index.isdecimal()):
+        raise ValueError(f"--device: expected cpu or cuda, got {name!r}")
+    if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"--device {name}: PyTorch {torch.__version__} sees "
+            f"{torch.cuda.device_count()} CUDA devices here; leave --device out to run on the CPU"
+        )
+    return torch.device(name)
+
+
+@contextlib.contextmanager
+def _whole(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside `path`; it takes the name `path` only once it is complete."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,196 @@
+"""Calls every function of the C++ core on awkward sizes, from several threads and in a forked child.
+
+Under a sanitizer the process ends at the first complaint. NumPy only: torch has threads of its own that would be
+reported. Numbers are compared with the tests' references elsewhere; here a rerun on one thread has to agree.
+"""
+
+import os
+import sys
+import threading
+from typing import Any
+
+import _native
+import numpy as np
+
+RNG = np.random.default_rng(0)
+SHAPES = [
+    (1, (1,)),
+    (2, (37,)),
+    (3, (1, 5)),
+    (2, (33, 70)),
+    (1, (257, 129)),
+    (0, (4, 4)),
+    (2, (0, 3)),
+    (2, (5, 33, 17)),
+    (1, (64, 3, 100)),
+]
+CODES = {"u1": np.uint8, "i1": np.int8, "i2": np.int16, "i4": np.int32, "i8": np.int64}
+THREADS = 4
+
+
+def address(array: np.ndarray | None) -> int:
+    """Where the array's data begins; 0 for none."""
+    return 0 if array is None else array.ctypes.data
+
+
+def label_images(batch: int, shape: tuple[int, ...], num_classes: int, dtype: type) -> list[np.ndarray]:
+    """Random, coarse, uniform and single-pixel labels."""
+    full = (batch, *shape)
+    random = RNG.integers(0, num_classes, full)
+    coarse = np.broadcast_to((np.arange(shape[-1]) // 7) % num_classes, full)
+    uniform = np.zeros(full)
+    single = np.zeros(full)
+    single.reshape(-1)[single.size // 3 : single.size // 3 + 1] = num_classes - 1
+    return [np.ascontiguousarray(a, dtype) for a in (random, coarse, uniform, single)]
+
+
+def distances(labels: np.ndarray, code: str, num_classes: int, threads: int) -> list[np.ndarray]:
+    """Every function on labels; ends with the arrays they wrote."""
+    batch, *shape = labels.shape
+    axes = len(shape)
+    dims = (batch, *[1] * (3 - axes), *shape)
+    spacing = (2.5, 1.0, 0.75)
+    like, dense = labels.shape, (batch, num_classes, *shape)
+    out = {name: np.zeros(like, np.float32) for name in ("plain", "border", "rectified")}
+    out |= {name: np.zeros(dense, np.float32) for name in ("classes", "boundary", "dense")}
+    half, count = np.zeros(dense, np.uint16), np.zeros(batch, np.int64)
+    maxima = np.zeros((batch, num_classes), np.float32)
+    given = address(labels), code
+    _native.distance(*given, address(out["plain"]), dims, axes, spacing, False, False, threads)
+    _native.distance(*given, address(out["border"]), dims, axes, (1.0,) * 3, True, True, threads)
+    _native.class_distance(
+        *given, address(out["classes"]), dims, axes, spacing, num_classes, False, None, True, threads
+    )
+    _native.class_max(*given, address(out["border"]), address(maxima), dims, num_classes, threads)
+    threes = np.full((batch, num_classes), 3.0, np.float32)
+    for class_max in (None, threes):
+        _native.rectified(
+            *given,
+            address(out["rectified"]),
+            address(count),
+            dims,
+            axes,
+            spacing,
+            num_classes,
+            address(class_max),
+            0,
+            True,
+            True,
+            threads,
+        )
+    _native.boundary(
+        *given, address(out["boundary"]), dims, axes, spacing, num_classes, 0, 0.0, 1.0, False, True, threads
+    )
+    scale = np.linspace(0.5, 2, num_classes, dtype=np.float32)
+    for array, kind in ((out["dense"], "f4"), (half, "bf"), (half, "f2")):
+        _native.dense(
+            *given,
+            address(out["rectified"]),
+            address(out["plain"]),
+            1.0,
+            address(scale),
+            address(array),
+            kind,
+            dims,
+            num_classes,
+            None,
+            threads,
+        )
+    # A smaller class count makes labels bad: found when checked, harmless when not.
+    _native.first_bad_label(*given, labels.size, 1, None, threads)
+    _native.rectified(*given, address(out["plain"]), 0, dims, axes, spacing, 1, 0, None, False, False, threads)
+    return [*out.values(), half, count, maxima]
+
+
+def losses(labels: np.ndarray, code: str, num_classes: int, threads: int) -> list[np.ndarray]:
+    """The loss of dense and compact maps, contiguous and with the classes last, in every dtype."""
+    batch, *shape = labels.shape
+    sizes = (batch, num_classes, *[1] * (3 - len(shape)), *shape)
+    written: list[np.ndarray] = []
+    values = np.random.default_rng(1).standard_normal((*sizes[:2], *sizes[2:]))
+    for dtype, code_of_dtype in ((np.float32, "f4"), (np.float64, "f8"), (np.float16, "f2"), (np.uint16, "bf")):
+        bits = values.astype(np.float32).view(np.uint32) >> 16 if dtype is np.uint16 else values
+        for classes_last in (False, True):
+            logits = bits.astype(dtype)
+            if classes_last:
+                logits = np.moveaxis(np.ascontiguousarray(np.moveaxis(logits, 1, -1)), -1, 1)
+            grad = np.zeros_like(logits)
+            strides = tuple(s // logits.itemsize for s in logits.strides)
+            precise = np.float64 if dtype is np.float64 else np.float32
+            sums, pixels = np.zeros(batch), np.zeros((batch, *sizes[2:]), precise)
+            foreground = np.linspace(-1, 0, labels.size, dtype=np.float32)
+            weights, ones = np.linspace(0.5, 2, num_classes), np.ones(batch)
+            pixel_ones = np.ones(pixels.shape, precise)
+            for compact in (False, True):
+                _native.region_wise(
+                    logits=address(logits),
+                    dtype=code_of_dtype,
+                    sizes=sizes,
+                    strides=strides,
+                    map=address(foreground if compact else logits),
+                    map_dtype="f4" if compact else code_of_dtype,
+                    map_strides=(0,) * 5 if compact else strides,
+                    compact=compact,
+                    labels=address(labels),
+                    label_code=code,
+                    ignore=0,
+                    background=0,
+                    background_value=1.0,
+                    class_scale=address(weights) if compact else 0,
+                    scale_groups=1,
+                    image_scale=address(ones),
+                    pixel_scale=address(pixel_ones),
+                    grad=address(grad),
+                    grad_strides=strides,
+                    image_sums=address(sums),
+                    pixel_loss=address(pixels),
+                    validate=True,
+                    threads=threads,
+                )
+                written += [sums.copy(), pixels.copy(), grad.copy()]
+    return written
+
+
+def same(found: list[np.ndarray], expected: list[np.ndarray]) -> None:
+    """The same bits, whatever the number of threads."""
+    for a, b in zip(found, expected, strict=True):
+        assert a.tobytes() == b.tobytes(), "the result depends on the number of threads"
+
+
+def everything(dtypes: dict[str, Any]) -> None:
+    """All functions over all shapes and the given label dtypes."""
+    for batch, shape in SHAPES:
+        for code, dtype in dtypes.items():
+            for num_classes in (1, 2, 5, 17):
+                for labels in label_images(batch, shape, num_classes, dtype):
+                    same(distances(labels, code, num_classes, THREADS), distances(labels, code, num_classes, 1))
+                    same(losses(labels, code, num_classes, THREADS), losses(labels, code, num_classes, 1))
+
+
+def main() -> None:
+    """Every instruction set, then concurrent callers, then a forked child after the pool was used."""
+    for isa in _native.isas():
+        _native.force_isa(isa)
+        everything(CODES if isa == "baseline" else {"u1": np.uint8, "i8": np.int64})
+        print("ok", isa, flush=True)
+    _native.force_isa("")
+    labels = label_images(2, (65, 130), 5, np.uint8)[0]
+    callers = [threading.Thread(target=distances, args=(labels, "u1", 5, THREADS)) for _ in range(4)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    print("ok concurrent callers", flush=True)
+    if "tsan" in os.environ.get("LD_PRELOAD", ""):
+        return  # ThreadSanitizer does not follow threads started after fork() in a process that had some
+    child = os.fork()
+    if child == 0:
+        distances(labels, "u1", 5, THREADS)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0, "the forked child failed"
+    print("ok forked child", flush=True)
+
+
+if __name__ == "__main__":
+    main()
+    sys.exit(0)
