@@ -146,6 +146,33 @@ def test_vmap_over_a_rectified_map_takes_it_apart_image_by_image(background, red
 
 
 @on_cpu_backends
+@every_reduction
+def test_every_call_inside_vmap_has_its_own_divisor_and_incoming_gradient(reduction, backend):
+    cases = [_case(ignore_index=-1, background="pixel", seed=seed) for seed in (0, 100, 200)]
+    assert len({int((case.labels != -1).sum()) for case in cases}) == 3
+    fields = ("labels", "foreground", "background")
+    stacked = {field: torch.stack([getattr(case.maps, field) for case in cases]) for field in fields}
+    maps = rw.RectifiedMap(**stacked, num_classes=CLASSES, ignore_index=-1)
+    weights = random_logits((3, 1), torch.float64, seed=70)
+
+    def total(loss_of_all):
+        x = torch.stack([case.logits for case in cases])
+        return loss_and_gradient(lambda x: (weights * loss_of_all(x).flatten(1)).sum(), x)
+
+    def ours(stack):
+        return vmap(lambda x, m: rw.region_wise_loss(x, m, reduction=reduction, backend=backend).view(-1))(stack, maps)
+
+    def eager(stack):
+        losses = (_pair(case, reduction)[1](x) for case, x in zip(cases, stack, strict=True))
+        return torch.stack([loss.view(-1) for loss in losses])
+
+    torch.testing.assert_close(total(ours), total(eager))
+    both = vmap(grad(lambda x, m: rw.region_wise_loss(x, m, reduction=reduction, backend=backend).sum()))
+    expected = [grad(lambda x, c=case: _pair(c, reduction)[1](x).sum())(case.logits) for case in cases]
+    torch.testing.assert_close(both(torch.stack([case.logits for case in cases]), maps), torch.stack(expected))
+
+
+@on_cpu_backends
 @pytest.mark.parametrize("background", ["number", "pixel"])
 def test_vmap_of_vmap_is_a_loop_of_loops(background, backend):
     case = _case(background=background)
