@@ -1,5 +1,7 @@
 """Timing: contenders of a case take turns, so that whatever else the machine does hits them all.
 
+A turn is one run, or the median of as many as fit into 20 ms.
+
 A ratio is that of the medians; its spread is the interquartile range of the ratios within each turn.
 """
 
@@ -55,6 +57,9 @@ class Effort:
 EFFORTS = {"full": Effort(2.0, 5), "quick": Effort(0.5, 3), "tiny": Effort(0.0, 1)}
 # A turn of a contender slower than this is not repeated more than twice.
 SLOW = 2.0
+# A turn repeats a run that is shorter than this: a millisecond on its own would measure what the contender before it
+# left in the caches and how long a thread takes to wake.
+TURN = 0.02
 
 
 @contextlib.contextmanager
@@ -77,6 +82,16 @@ def _timed(contender: Contender) -> tuple[float, Any]:
     start = time.perf_counter()
     result = contender.run()
     return time.perf_counter() - start, result
+
+
+def _turn(contender: Contender) -> float:
+    """The median of as many runs as a turn has room for."""
+    runs: list[float] = []
+    while sum(runs) < TURN:
+        seconds, result = _timed(contender)
+        runs.append(seconds)
+        del result
+    return statistics.median(runs)
 
 
 def _first_run(contender: Contender) -> tuple[float, str | None]:
@@ -102,14 +117,12 @@ def interleave(contenders: Sequence[Contender], threads: int, effort: Effort) ->
         for contender in contenders:
             if contender.seconds is not None and not contender.missing:
                 measured[contender.name].seconds.append(contender.seconds)
-        quick_turn = sum(first[c.name][0] for c in racing if first[c.name][0] < SLOW)
+        quick_turn = sum(max(first[c.name][0], TURN) for c in racing if first[c.name][0] < SLOW)
         turns = min(effort.most, max(effort.fewest, int(effort.budget / max(quick_turn, 1e-6))))
         for turn in range(turns):
             for contender in racing:
                 if first[contender.name][0] < SLOW or turn < 2:
-                    seconds, result = _timed(contender)
-                    measured[contender.name].seconds.append(seconds)
-                    del result
+                    measured[contender.name].seconds.append(_turn(contender))
     return measured
 
 

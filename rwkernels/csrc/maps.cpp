@@ -88,13 +88,33 @@ void factors_of_image(const Codes& codes, const RectifiedMap& map, const Grid& g
   }
 }
 
-// Eq. 4 at the true class, from the squared distance.
-struct Rectify : Keep {
+// Eq. 4 at the true class, from the squared distance times the factor of its label.
+RWK_INLINE F rectify(F d, F factors) {
+  const F size = min(splat(1.0f), sqrt(d * factors));  // this order lets NaN through
+  return select(less(F{}, size), F{} - size, size);    // ignored pixels get 0, not -0
+}
+
+// Labels that fit into one vector: their factors do too.
+struct RectifyFew : Keep {
+  F factors;
+
+  RectifyFew(const float* factors_, std::int64_t size) {
+    float padded[lanes] = {};
+    for (std::int64_t i = 0; i < size; ++i) padded[i] = factors_[i];
+    factors = load(padded);
+  }
+  template <class L>
+  RWK_INLINE F operator()(F d, const L* labels, std::int64_t, int) const {
+    return rectify(d, lookup(factors, widen(labels)));
+  }
+};
+
+struct RectifyMany : Keep {
   const float* factors;
   I label = splat(-1);  // of the vector before, and its factor
   F factor{};
 
-  explicit Rectify(const float* factors_) : factors(factors_) {}
+  explicit RectifyMany(const float* factors_) : factors(factors_) {}
   template <class L>
   RWK_INLINE F operator()(F d, const L* labels, std::int64_t, int) {
     const I all_labels = widen(labels);
@@ -106,8 +126,7 @@ struct Rectify : Keep {
         factors_here = select(here, factor, factors_here);
       });
     }
-    const F size = min(splat(1.0f), sqrt(d * factors_here));  // this order lets NaN through
-    return select(less(F{}, size), F{} - size, size);         // ignored pixels get 0, not -0
+    return rectify(d, factors_here);
   }
 };
 
@@ -125,7 +144,11 @@ void rectified(const Codes& codes, const RectifiedMap& map, const Grid& grid, in
       }
       auto* factors = static_cast<float*>(thread_scratch(static_cast<std::size_t>(codes.size) * sizeof(float)));
       factors_of_image(codes, map, grid, b, factors);
-      finish_all(Rectify(factors), d + from, here + from, d + from, from, to - from);
+      if (codes.size <= lanes) {
+        finish_all(RectifyFew(factors, codes.size), d + from, here + from, d + from, from, to - from);
+      } else {
+        finish_all(RectifyMany(factors), d + from, here + from, d + from, from, to - from);
+      }
     };
     label_transform(
         labels, map.foreground, grid, threads,

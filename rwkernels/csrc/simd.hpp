@@ -1,7 +1,8 @@
 // One vector of floats or 32-bit integers, as wide as the instruction set of this build has it.
 //
 // F and I are compiler vector types, so + - * / & | << >> work on them as they are. Only what the operators
-// do not give (minimum, comparison to a mask, selection, conversion) has a name here.
+// do not give (minimum, comparison to a mask, selection, conversion) has a name here. lookup(table, index) picks a lane
+// of the table for every lane of the index, which must be one.
 #pragma once
 
 #include <cstdint>
@@ -96,6 +97,7 @@ RWK_INLINE Mask negate(Mask a) { return static_cast<Mask>(~a); }
 RWK_INLINE bool any(Mask m) { return m != 0; }
 RWK_INLINE bool all(Mask m) { return m == 0xffff; }
 RWK_INLINE int first_lane(Mask m) { return __builtin_ctz(m); }  // of a mask that has one
+RWK_INLINE F lookup(F table, I index) { return (F)_mm512_permutexvar_ps((__m512i)index, (__m512)table); }
 RWK_INLINE float horizontal_max(F v) { return _mm512_reduce_max_ps((__m512)v); }
 RWK_INLINE std::int32_t horizontal_max(I v) { return _mm512_reduce_max_epi32((__m512i)v); }
 RWK_INLINE std::int32_t horizontal_min(I v) { return _mm512_reduce_min_epi32((__m512i)v); }
@@ -127,6 +129,7 @@ RWK_INLINE F sqrt(F a) { return (F)_mm256_sqrt_ps((__m256)a); }
 RWK_INLINE I to_int(F a) { return (I)_mm256_cvtps_epi32((__m256)a); }  // to nearest even
 RWK_INLINE bool any(Mask m) { return _mm256_movemask_ps((__m256)m) != 0; }
 RWK_INLINE bool all(Mask m) { return _mm256_movemask_ps((__m256)m) == 0xff; }
+RWK_INLINE F lookup(F table, I index) { return (F)_mm256_permutevar8x32_ps((__m256)table, (__m256i)index); }
 RWK_INLINE int first_lane(Mask m) { return __builtin_ctz(_mm256_movemask_ps((__m256)m)); }  // of a mask that has one
 RWK_INLINE F select(Mask m, F yes, F no) { return (F)_mm256_blendv_ps((__m256)no, (__m256)yes, (__m256)m); }
 RWK_INLINE I widen(const std::uint8_t* from) {
@@ -159,6 +162,11 @@ RWK_INLINE I to_int(F a) {  // to nearest even, for |a| < 2^22
 }
 RWK_INLINE bool any(Mask m) { return (m[0] | m[1] | m[2] | m[3]) != 0; }
 RWK_INLINE bool all(Mask m) { return (m[0] & m[1] & m[2] & m[3]) != 0; }
+RWK_INLINE F lookup(F table, I index) {
+  F found;
+  for (int i = 0; i < lanes; ++i) found[i] = table[index[i] & (lanes - 1)];
+  return found;
+}
 RWK_INLINE int first_lane(Mask m) { return m[0] ? 0 : m[1] ? 1 : m[2] ? 2 : 3; }  // of a mask that has one
 RWK_INLINE F select(Mask m, F yes, F no) { return m ? yes : no; }
 template <class Small>
