@@ -144,8 +144,12 @@ class RegionWiseGradient(torch.autograd.Function):
 
 _region_wise_function: Any = RegionWise.apply
 _gradient_function: Any = RegionWiseGradient.apply
-torch.library.impl("rwkernels::region_wise", "Autograd")(lambda *arguments: _region_wise_function(*arguments))
-torch.library.impl("rwkernels::region_wise_gradient", "Autograd")(lambda *arguments: _gradient_function(*arguments))
+# Without a transform, what `Function.apply` does first (it looks up the signature of `forward`, at every call) is for
+# nothing and takes longer than the loss of a small image.
+_plain_region_wise: Any = super(torch.autograd.Function, RegionWise).apply
+_plain_gradient: Any = super(torch.autograd.Function, RegionWiseGradient).apply
+torch.library.impl("rwkernels::region_wise", "Autograd")(lambda *arguments: _plain_region_wise(*arguments))
+torch.library.impl("rwkernels::region_wise_gradient", "Autograd")(lambda *arguments: _plain_gradient(*arguments))
 
 
 def region_wise(*arguments: Any) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,7 @@ import importlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Protocol, cast
 
 import torch
@@ -138,6 +139,7 @@ class BackendStatus:
         return f"{self.name} on {self.device}: {'can run' if self.available else self.reason}"
 
 
+@cache
 def load(name: str) -> Backend:
     """The backend called `name`."""
     if name not in NAMES:

@@ -15,7 +15,9 @@ from rwkernels.backends import LossProblem, reference
 
 NAME = "native"
 ISA_VARIABLE = "RWKERNELS_ISA"
-_HUGE_PAGES_FROM = 4 << 20  # bytes
+# Results of so many bytes are backed by huge pages. Above, as many free ones are not to be counted on: making them
+# (compaction, or a virtual machine's host that has taken the memory back) costs more than small pages do.
+_HUGE_PAGES = range(4 << 20, 256 << 20)
 
 _LABEL_CODES = {torch.uint8: "u1", torch.int8: "i1", torch.int16: "i2", torch.int32: "i4", torch.int64: "i8"}
 _FLOAT_CODES = {torch.float32: "f4", torch.float64: "f8", torch.bfloat16: "bf", torch.float16: "f2"}
@@ -56,14 +58,14 @@ def _address(tensor: Tensor | None) -> int:
 
 
 def _written(tensor: Tensor | None) -> int:
-    """The address of a tensor about to be written, large ones backed by huge pages if they are fresh.
+    """The address of a tensor about to be written, backed by huge pages where that pays and its memory is fresh.
 
     Faulting a fresh gradient in by 4 KiB pages takes longer than computing it.
     """
     if tensor is None:
         return 0
     size = tensor.numel() * tensor.element_size()
-    if size >= _HUGE_PAGES_FROM:
+    if size in _HUGE_PAGES:
         core().advise_huge_pages(address=tensor.data_ptr(), bytes=size)
     return tensor.data_ptr()
 

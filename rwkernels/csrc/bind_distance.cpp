@@ -131,7 +131,7 @@ void check_classes(std::int64_t num_classes) {
 
 // Waking threads costs more than this many pixels.
 int useful_threads(const Labels& labels, int threads) {
-  return labels.batch * labels.pixels < (1 << 15) ? 1 : std::max(threads, 1);
+  return labels.batch * labels.pixels < (1 << 17) ? 1 : std::max(threads, 1);
 }
 
 std::int64_t count_of_blocks(const Labels& labels) {

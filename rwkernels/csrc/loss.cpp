@@ -12,7 +12,7 @@ namespace {
 
 constexpr int max_in_registers = 8;
 constexpr int pad = 16;  // tiles are padded to a multiple of this, the widest vector; rows lie this much apart
-constexpr std::int64_t worth_a_thread = 32768;  // logits
+constexpr std::int64_t worth_a_thread = 1 << 18;  // logits; fewer take less time than a thread to wake
 // A gradient of this many bytes has left the caches before the network reads it: it is written past them, which
 // saves fetching every line only to overwrite it.
 constexpr std::int64_t worth_streaming = std::int64_t{32} << 20;
