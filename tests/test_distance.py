@@ -234,7 +234,7 @@ def test_distances_beyond_sixteen_bits_of_their_square_are_exact(backend):
 
 @pytest.mark.parametrize("name", ["blobs", "sparse", "checkerboard", "circle"])
 def test_any_number_of_threads_gives_the_same_bits(backend, name, restore_threads):
-    labels = scene(name, (130, 170), batch=3)  # enough pixels for threads to be worth their while
+    labels = scene(name, (130, 170), batch=6)  # enough pixels for threads to be worth their while
     if backend == "reference":
         labels = labels[:, :40, :40]
     results = []

@@ -203,7 +203,7 @@ def test_every_pixel_counts_without_an_ignore_index(backend):
 
 @pytest.mark.parametrize("name", ["blobs", "sparse"])
 def test_any_number_of_threads_gives_the_same_maps(backend, name, restore_threads):
-    labels = scene(name, (130, 170), batch=3)
+    labels = scene(name, (130, 170), batch=6)  # enough pixels for threads to be worth their while
     labels[1, 60:90, 20:70] = -1
     if backend == "reference":
         labels = labels[:, 50:90, 10:40]

@@ -295,7 +295,7 @@ class Samples(Dataset):
 def test_a_data_loader_yields_the_maps_of_its_batches(workers, as_numpy, restore_threads):
     """The workers are forked after the parent has used its thread pool, whose threads they do not have."""
     torch.set_num_threads(THREADS)
-    labels = scene("blobs", (190, 201), num_classes=4, batch=4)
+    labels = scene("blobs", (370, 401), num_classes=4, batch=4)
     labels[:, 20:30, 40:90] = -1
     expected = rw.rectified_map(labels, 4, ignore_index=-1)
     loader = DataLoader(
