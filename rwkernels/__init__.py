@@ -14,10 +14,9 @@ from rwkernels.maps import (
     constant_map,
     rectified_map,
     rectify,
-    scale_classes,
-    scale_pixels,
 )
 from rwkernels.modules import BoundaryLoss, CombinedLoss, RegionWiseLoss
+from rwkernels.scaling import scale_classes, scale_pixels
 
 __version__ = "0.1.0"
 

@@ -14,7 +14,8 @@ from rwkernels.compact import RectifiedMap
 from rwkernels.maps import labels_like
 
 
-def _logits(value: Any) -> Tensor:
+def check_logits(value: Any) -> Tensor:
+    """Logits as a plain floating tensor [B, K, *S] with one to three spatial axes."""
     logits = checks.tensor("logits", value)
     checks.floating("logits", logits)
     if not 3 <= logits.dim() <= 5:
@@ -142,7 +143,7 @@ def region_wise_loss(
         >>> round(loss.item(), 6), (logits.grad * 4).flatten()
         (0.15, tensor([ 0.1000,  0.1000,  0.1000, -0.3000]))
     """
-    logits = _logits(logits)
+    logits = check_logits(logits)
     checks.choice("reduction", reduction, checks.REDUCTIONS)
     ignored = _ignore_index(maps, ignore_index)
     background = scale = count = None

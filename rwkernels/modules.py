@@ -10,16 +10,15 @@ from torch import Tensor, nn
 
 from rwkernels import checks
 from rwkernels.compact import RectifiedMap
-from rwkernels.functional import _logits, region_wise_loss
+from rwkernels.functional import check_logits, region_wise_loss
 from rwkernels.maps import (
     active_contour_map,
     boundary_map,
-    class_weights,
     constant_map,
     labels_like,
     rectified_map,
-    scale_classes,
 )
+from rwkernels.scaling import class_weights, scale_classes
 
 FAMILIES = ("rectified", "boundary", "active_contour", "constant")
 
@@ -132,7 +131,7 @@ class RegionWiseLoss(nn.Module):
 
     def forward(self, logits: Tensor, labels_or_maps: Tensor | RectifiedMap, labels: Tensor | None = None) -> Tensor:
         """The loss; see the class for shapes."""
-        logits = _logits(logits)
+        logits = check_logits(logits)
         maps: Tensor | RectifiedMap
         if self._is_map(logits, labels_or_maps):
             maps = labels_or_maps
