@@ -64,7 +64,8 @@ class RectifiedMap:
     @property
     def shape(self) -> torch.Size:
         """Shape of labels and foreground, `[B, *S]`."""
-        return torch.Size(self.labels.shape)
+        shape = self.labels.shape
+        return shape if isinstance(self.labels, Tensor) else torch.Size(shape)
 
     @property
     def device(self) -> torch.device:

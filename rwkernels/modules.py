@@ -27,12 +27,13 @@ def whole_labels(labels: Tensor, validate: bool) -> Tensor:
     """Integer labels from floating ones that hold whole numbers, as nnU-Net's do; fractions become bad labels."""
     if not labels.is_floating_point():
         return labels
-    whole = (labels == labels.round()) & (labels.abs() < 2**31)  # beyond, the cast may land on a label
+    # In float16 2^31 is no number; beyond it the cast may land on a label.
+    whole = (labels == labels.round()) & (labels.abs().to(torch.float32) < 2**31)
     if validate and not torch.compiler.is_compiling() and not bool(whole.all()):
         value = float(labels[~whole][0])
         raise ValueError(f"labels: expected whole numbers, got {value}")
     lowest = torch.iinfo(torch.int32).min
-    return torch.where(whole, labels, lowest).to(torch.int32)
+    return torch.where(whole, labels.to(torch.int32), lowest)
 
 
 class RegionWiseLoss(nn.Module):
