@@ -52,14 +52,16 @@ class Effort:
     budget: float
     fewest: int
     most: int = 60
+    # Seconds that a turn lasts, if its runs are shorter: a millisecond on its own would measure what the contender
+    # before it left in the caches and how long a thread takes to wake.
+    turn: float = 0.0
 
 
-EFFORTS = {"full": Effort(2.0, 5), "quick": Effort(0.5, 3), "tiny": Effort(0.0, 1)}
+EFFORTS = {"full": Effort(2.0, 5, turn=0.02), "quick": Effort(0.5, 3, turn=0.02), "tiny": Effort(0.0, 1)}
+# So many runs are enough for the median of a turn.
+MOST_RUNS = 100
 # A turn of a contender slower than this is not repeated more than twice.
 SLOW = 2.0
-# A turn repeats a run that is shorter than this: a millisecond on its own would measure what the contender before it
-# left in the caches and how long a thread takes to wake.
-TURN = 0.02
 
 
 @contextlib.contextmanager
@@ -84,12 +86,14 @@ def _timed(contender: Contender) -> tuple[float, Any]:
     return time.perf_counter() - start, result
 
 
-def _turn(contender: Contender) -> float:
-    """The median of as many runs as a turn has room for."""
+def _turn(contender: Contender, lasting: float) -> float:
+    """The median of one run, or of as many as fit into the turn."""
     runs: list[float] = []
-    while sum(runs) < TURN:
+    gone = 0.0
+    while not runs or (gone < lasting and len(runs) < MOST_RUNS):
         seconds, result = _timed(contender)
         runs.append(seconds)
+        gone += seconds
         del result
     return statistics.median(runs)
 
@@ -117,12 +121,12 @@ def interleave(contenders: Sequence[Contender], threads: int, effort: Effort) ->
         for contender in contenders:
             if contender.seconds is not None and not contender.missing:
                 measured[contender.name].seconds.append(contender.seconds)
-        quick_turn = sum(max(first[c.name][0], TURN) for c in racing if first[c.name][0] < SLOW)
+        quick_turn = sum(max(first[c.name][0], effort.turn) for c in racing if first[c.name][0] < SLOW)
         turns = min(effort.most, max(effort.fewest, int(effort.budget / max(quick_turn, 1e-6))))
         for turn in range(turns):
             for contender in racing:
                 if first[contender.name][0] < SLOW or turn < 2:
-                    measured[contender.name].seconds.append(_turn(contender))
+                    measured[contender.name].seconds.append(_turn(contender, effort.turn))
     return measured
 
 

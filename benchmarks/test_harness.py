@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import time
 from dataclasses import replace
 
 import pytest
@@ -22,6 +24,21 @@ def test_contenders_take_turns_after_one_checked_run_each() -> None:
     measured = interleave(racing, 1, Effort(0.0, 3))
     assert "".join(order) == "ab" + "ababab"
     assert [len(measured[name].seconds) for name in "ab"] == [3, 3]
+
+
+def test_a_turn_repeats_short_runs_until_it_has_lasted() -> None:
+    order: list[str] = []
+
+    def run(name: str) -> None:
+        order.append(name)
+        time.sleep(0.001)
+
+    racing = [Contender(name, lambda name=name: run(name)) for name in "ab"]  # type: ignore[misc]
+    measured = interleave(racing, 1, Effort(0.0, 2, turn=0.005))
+    turns = [len(list(runs)) for _, runs in itertools.groupby(order[2:])]
+    assert len(turns) == 4
+    assert all(1 < runs <= 5 for runs in turns)
+    assert all(len(m.seconds) == 2 and m.median >= 0.001 for m in measured.values())
 
 
 def test_a_wrong_answer_is_named_and_not_timed() -> None:
