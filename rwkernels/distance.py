@@ -47,7 +47,7 @@ def distance_transform(
 
     Returns:
         float32 `[B, *S]` of the kind of `labels`, in units of `spacing`. `inf` where an image has one label only:
-        there is no boundary to measure to (SciPy and cuCIM return wrong numbers without a word there).
+        there is no boundary to measure to (SciPy returns wrong numbers without a word there).
 
     Raises:
         TypeError: `labels` are not an integer tensor or array, or another argument has the wrong type.
