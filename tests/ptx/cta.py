@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ptx.builder import Frame
+from ptx.builder import PRED, Frame
 from ptx.faults import Diverged, Endless, KernelFault
 from ptx.memory import Counts, GlobalMemory, SharedMemory
 from ptx.parse import Instruction
@@ -19,7 +19,7 @@ from ptx.program import Block, Program
 from ptx.values import Array
 from ptx.warp import WARP
 
-LANES = 1024  # threads to run together where CTAs are smaller: a NumPy call costs much the same for 128 as for 1024
+LANES = 4096  # threads to run together where CTAs are smaller: a NumPy call costs much the same for 128 as for 4096
 BUDGET = 1_000_000  # instructions before a group of CTAs counts as endless
 POISON = 0xA5  # in the bytes of a register that was never written
 
@@ -69,11 +69,10 @@ class Gang:
 
     def _registers(self) -> list[Array]:
         program, lanes = self.launch.program, len(self.thread)
-        poison = {kind.raw: np.frombuffer(bytes([POISON]) * (8 * lanes), np.uint8) for kind in program.kinds}
-        registers = [
-            np.zeros(lanes, bool) if kind.kind == "pred" else poison[kind.raw].view(kind.raw)[:lanes]
-            for kind in program.kinds
-        ]
+        poison = np.full(8 * lanes, POISON, np.uint8)
+        unwritten = {kind: poison.view(kind.raw)[:lanes] for kind in set(program.kinds) if kind.kind != "pred"}
+        unwritten[PRED] = np.zeros(lanes, bool)
+        registers = [unwritten[kind] for kind in program.kinds]
         for slot, value in program.constants.items():
             registers[slot] = np.full(lanes, value)
         for name, value in zip(program.kernel.parameters, self.launch.arguments, strict=True):
@@ -104,7 +103,6 @@ class Gang:
                 self._execute(index, active)
             else:
                 self.alive &= ~active
-        self.launch.counts.instructions += self.executed
 
     def _execute(self, index: int, active: Array) -> None:
         block, frame = self.blocks[index], self.frame
@@ -115,7 +113,9 @@ class Gang:
                 step(frame)
         except KernelFault as fault:
             raise self._explained(fault, instruction) from None
-        self.executed += len(block.steps) + (block.ending is not None)
+        executed = len(block.steps) + (block.ending is not None)
+        self.launch.counts.instructions += executed * int(active.reshape(-1, WARP).any(axis=1).sum())
+        self.executed += executed
         if self.executed > self.launch.budget:
             last = block.ending or instruction
             raise self._explained(Endless(f"more than {self.launch.budget} instructions"), last)
@@ -150,6 +150,8 @@ class Gang:
     def _release(self) -> None:
         """Every living thread waits: at one barrier, or the CTA is stuck."""
         for ending, group in self.waiting.values():
+            if np.array_equal(group, self.alive):
+                break
             ctas = np.unique(self.lane_cta[group])
             missing = np.isin(self.lane_cta, ctas) & self.alive & ~group
             if missing.any():

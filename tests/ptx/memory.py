@@ -32,7 +32,7 @@ class Counts:
     atomics: Counter[int] = field(default_factory=Counter)
     loaded: Counter[str] = field(default_factory=Counter)  # bytes by argument
     stored: Counter[str] = field(default_factory=Counter)
-    instructions: int = 0  # each counted once for the threads that execute it together
+    instructions: int = 0  # each counted once for each warp that executes it
 
     @property
     def loaded_bytes(self) -> int:

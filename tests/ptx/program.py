@@ -57,8 +57,10 @@ def _is_control(instruction: Instruction) -> bool:
 
 
 def _blocks(builder: Builder) -> list[Block]:
-    """Splits at labels and after control flow; a branch's target is the index of a block."""
-    instructions, labels = builder.kernel.instructions, builder.kernel.labels
+    """Splits at the targets of branches and after control flow; a branch's target is the index of a block."""
+    instructions = builder.kernel.instructions
+    targets = {str(each.operands[0]) for each in instructions if each.parts[0] == "bra"}
+    labels = {name: place for name, place in builder.kernel.labels.items() if name in targets}
     ends = {place + 1 for place, each in enumerate(instructions) if _is_control(each)}
     starts = sorted({0, *labels.values(), *ends} - {len(instructions)})
     number = {start: index for index, start in enumerate(starts)}

@@ -20,11 +20,12 @@ def add_past_the_end(x, y, out, size, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def add_rows_with_a_false_hint(x, out, size, stride, BLOCK: tl.constexpr):
-    """The planted mistake is the hint, where a caller has an odd stride."""
-    offsets = tl.program_id(1) * tl.multiple_of(stride, 16) + tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    inside = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK) < tl.multiple_of(size, 16)
-    tl.store(out + offsets, tl.load(x + offsets, inside) + 1, inside)
+def add_one_to_rows(x, out, stride, HINT: tl.constexpr, BLOCK: tl.constexpr):
+    """With `HINT` it takes the stride for a multiple of 16: the planted mistake, where it is odd."""
+    if HINT:
+        stride = tl.multiple_of(stride, 16)
+    offsets = tl.program_id(0) * stride + tl.arange(0, BLOCK)
+    tl.store(out + offsets, tl.load(x + offsets) + 1)
 
 
 @triton.jit
@@ -101,3 +102,11 @@ def never_ends(flag, out):
     while value == 0:
         value = tl.load(flag, volatile=True)
     tl.store(out, value)
+
+
+@triton.jit
+def copy_rows(x, out, stride, WIDE: tl.constexpr, BLOCK: tl.constexpr):
+    """The start of each row; without `WIDE` its offset overflows 32 bits in a large tensor."""
+    row = tl.program_id(0).to(tl.int64) if WIDE else tl.program_id(0)
+    columns = tl.arange(0, BLOCK)
+    tl.store(out + tl.program_id(0) * BLOCK + columns, tl.load(x + row * stride + columns))

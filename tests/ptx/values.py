@@ -141,5 +141,4 @@ def _product_error(a: Array, b: Array, product: Array) -> Array:
 
 def flush_subnormal(values: Array) -> Array:
     """`.ftz`: a subnormal becomes a zero of its sign."""
-    tiny = np.finfo(values.dtype).tiny
-    return np.where(np.abs(values) < tiny, np.copysign(values.dtype.type(0), values), values)
+    return values * (np.abs(values) >= np.finfo(values.dtype).tiny)
