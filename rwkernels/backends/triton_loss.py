@@ -37,11 +37,7 @@ def _factor(upstream, count, divisor, images, run, MEAN: tl.constexpr, T: tl.con
 @triton.jit
 def _offset(k, pixel, class_stride, UNIT: tl.constexpr, K: tl.constexpr, LAST: tl.constexpr):
     """Offset of classes `k` of pixels `pixel` in their image; `LAST` if classes lie next to each other."""
-    if LAST:
-        offset = pixel * K + k
-    else:
-        offset = k * (tl.cast(class_stride, tl.int64) * UNIT) + pixel
-    return offset
+    return pixel * K + k if LAST else k * (tl.cast(class_stride, tl.int64) * UNIT) + pixel
 
 
 @triton.jit
@@ -176,10 +172,7 @@ def region_wise(
         for part in tl.static_range(PARTS):
             k = part * ROWS + row
             y = e[part] * norm
-            if RECTIFIED:
-                g = rise * factor * (tl.where(k == label, 1.0, 0.0) - y)
-            else:
-                g = y * factor * (z[part] - value)
+            g = rise * factor * (tl.where(k == label, 1.0, 0.0) - y) if RECTIFIED else y * factor * (z[part] - value)
             if IGNORE:
                 g = tl.where(counts, g, 0.0)
             at = _offset(k, pixel, grad_class, UNIT, K, LOGITS_LAST)
@@ -218,10 +211,11 @@ def scale_gradient(
     elements = tl.cast(size, tl.int64) * UNIT
     at = tl.cast(tl.program_id(0) % blocks, tl.int64) * BLOCK + tl.arange(0, BLOCK)
     factor = _factor(upstream, count, divisor, images, run, MEAN, T)
-    mask = at < elements
+    touched = elements
     if out is None:
         out = grad
-        mask = mask & (factor != 1.0)
+        touched = tl.where(factor != 1.0, elements, 0)
+    mask = at < touched
     value = tl.load(grad + run * elements + at, mask=mask).to(T) * factor
     tl.store(out + run * elements + at, value.to(grad.dtype.element_ty), mask=mask)
 
