@@ -65,7 +65,7 @@ def main() -> int:
     if options.list or not chosen:
         print(*[case.id for case in chosen] or [f"no case matches {options.only!r}"], sep="\n")
         return 0 if chosen else 2
-    if choose(torch.device("cpu")).NAME == "reference" and scale != "tiny":
+    if choose(torch.device("cpu"), "loss").NAME == "reference" and scale != "tiny":
         print("the compiled backend cannot run here (see rwkernels.backends()); --tiny runs without", file=sys.stderr)
         return 2
     threads = _thread_counts(options.threads, scale)

@@ -288,19 +288,24 @@ def kernel(task: Task, *, compact: bool, reuse: bool) -> Contender:
         logits=x,
         maps=maps.foreground if compact else dense,
         labels=labels(task) if compact else None,
-        background=1.0,
+        background=None,
         class_scale=None,
+        image_count=None,
+        background_value=1.0,
         ignore_index=None,
-        compact=compact,
+        include_background=True,
+        reduction="mean",
+        validate=False,
+        backend=None,
+        groups=0,
     )
-    backend = choose(x.device)
-    scale = torch.full((len(x),), 1.0 / x.numel(), dtype=torch.float64)
+    backend = choose(x.device, "loss")
     kept = torch.empty_like(x) if reuse else None
 
     def run() -> tuple[float, Tensor]:
         grad = torch.empty_like(x) if kept is None else kept
-        sums, _ = backend.loss(problem, per_pixel=False, grad=grad, image_scale=scale)
-        return float(sums.sum()) / x.numel(), grad
+        loss, _ = backend.loss(problem, with_loss=True, grad=grad, upstream=None, divided=True, validate=False)
+        return float(loss), grad
 
     def check(result: tuple[float, Tensor]) -> str | None:
         return truth.loss_mismatch(result[0], result[1], x, dense)

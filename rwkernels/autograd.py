@@ -12,16 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rwkernels.backends import reference
-from rwkernels.loss_ops import (
-    TENSORS,
-    Problem,
-    fold_region_wise,
-    fold_region_wise_gradient,
-    mean_divisor,
-    per_image,
-    remaining_factor,
-)
+from rwkernels.backends import LossProblem as Problem
+from rwkernels.backends import choose, reference
+from rwkernels.backends.reference import mean_divisor, per_image
+from rwkernels.loss_ops import TENSORS, divides_later, fold_region_wise, fold_region_wise_gradient
 
 
 def transforms_active() -> bool:
@@ -210,14 +204,9 @@ def _is_plain(upstream: Tensor) -> bool:
 
 def _scale_once(upstream: Tensor, grad: Tensor, problem: Problem) -> Tensor:
     """The kept gradient times the incoming one, in place where nobody can ask for it again."""
-    factor = remaining_factor(upstream, problem)
-    kept = _graph_is_kept()
-    if grad.device.type == "cpu":
-        value = float(factor)  # on the host already: nothing waits
-        if value == 1.0:
-            return grad.clone() if kept else grad
-        return grad * value if kept else grad.mul_(value)
-    return grad * factor if kept else grad.mul_(factor)
+    backend = choose(grad.device, "scale_gradient", problem.backend)
+    divide = divides_later(problem)
+    return backend.scale_gradient(problem, grad, upstream, divide=divide, in_place=not _graph_is_kept())
 
 
 def _per_pixel(upstream: Tensor, problem: Problem) -> Tensor:
@@ -240,21 +229,7 @@ def _dense_problem(problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
     Differentiable with respect to the logits, so that derivatives of any order follow.
     """
     dtype = problem.loss_dtype
-    logits = problem.logits.to(dtype)
-    labels, ignore_index = problem.labels, problem.ignore_index
-    if problem.compact:
-        assert labels is not None
-        background = problem.background_value if problem.background is None else problem.background.to(dtype)
-        maps = reference.dense(labels, problem.maps.to(dtype), background, logits.shape[1], None, ignore_index)
-    else:
-        maps = problem.maps.to(dtype)
-    if problem.class_scale is not None:
-        maps = maps * reference.scale_view(problem.class_scale, maps)
-    if not problem.include_background:
-        maps = torch.cat([torch.zeros_like(maps[:, :1]), maps[:, 1:]], 1)
-    if ignore_index is not None and labels is not None:
-        ignored = reference.is_label(labels, ignore_index).unsqueeze(1)
-        logits, maps = torch.where(ignored, 0.0, logits), torch.where(ignored, 0.0, maps)
+    logits, maps = reference.problem_logits_and_maps(problem, dtype)
     scale = torch.ones(1, dtype=dtype, device=logits.device)
     if problem.reduction == "mean":
         scale = per_image(mean_divisor(problem).reciprocal().to(dtype), problem)

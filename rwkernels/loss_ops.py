@@ -3,49 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.functional_tensor import FunctionalTensorMode
 
-from rwkernels.backends import LossProblem, choose, reference
+from rwkernels.backends import LossProblem as Problem
+from rwkernels.backends import choose
 from rwkernels.ops import can_check, define, fold, refuse_bad_label, unfold
-
-
-class Problem(NamedTuple):
-    """The arguments that both operators share, in their order."""
-
-    logits: Tensor  # [B, K, *S]
-    maps: Tensor  # dense [B, K, *S], or the foreground [B, *S] of a compact map
-    labels: Tensor | None  # [B, *S]; always there for a compact map
-    background: Tensor | None  # [B, *S]; None: `background_value` everywhere
-    class_scale: Tensor | None  # [K], or [groups, K]
-    image_count: Tensor | None  # int64 [B], pixels that count; None: counted here if `ignore_index` is set
-    background_value: float
-    ignore_index: int | None
-    include_background: bool
-    reduction: str
-    validate: bool
-    backend: str | None
-    # vmap folds its axis into the batch; the images then form so many equal runs, each reduced on its own.
-    # 0 means one run and a scalar loss.
-    groups: int
-
-    @property
-    def runs(self) -> int:
-        """How many runs of images are reduced on their own."""
-        return max(self.groups, 1)
-
-    @property
-    def compact(self) -> bool:
-        """Whether `maps` is the foreground of a compact map."""
-        return self.maps.dim() == self.logits.dim() - 1
-
-    @property
-    def loss_dtype(self) -> torch.dtype:
-        """float64 for float64 logits, float32 for all others."""
-        return torch.float64 if self.logits.dtype == torch.float64 else torch.float32
-
 
 TENSORS = 6  # the first fields of `Problem`
 _ARGUMENTS = (
@@ -55,79 +21,33 @@ _ARGUMENTS = (
 )
 
 
-def mean_divisor(problem: Problem) -> Tensor:
-    """N * K of every run, float64 [runs]; at least 1, so that nothing left gives 0 and no NaN."""
-    logits, count = problem.logits, problem.image_count
-    channels = logits.shape[1] - (0 if problem.include_background else 1)
-    if problem.ignore_index is None:
-        pixels = logits[:, 0].numel() // problem.runs
-        return torch.full((problem.runs,), max(pixels * channels, 1), dtype=torch.float64, device=logits.device)
-    if count is None:
-        assert problem.labels is not None
-        count = reference.count_valid(problem.labels, problem.ignore_index)
-    return (count.reshape(problem.runs, -1).sum(1) * channels).clamp(min=1).to(torch.float64)
-
-
-def per_image(values: Tensor, problem: Problem) -> Tensor:
-    """One value for every image from one for every run."""
-    images = len(problem.logits) // problem.runs
-    return values.unsqueeze(1).expand(problem.runs, images).reshape(-1).contiguous()
-
-
 def scales_gradient_at_once(dtype: torch.dtype) -> bool:
     """Whether 1/(N*K) goes into the gradient in the one pass: float16 would flush half of it to 0."""
     return dtype != torch.float16
 
 
-def remaining_factor(upstream: Tensor, problem: Problem) -> Tensor:
-    """What the gradient that the forward kept has still to be multiplied by, in the shape of `upstream`."""
-    if problem.reduction == "mean" and not scales_gradient_at_once(problem.logits.dtype):
-        return upstream / mean_divisor(problem).reshape(upstream.shape)
-    return upstream
-
-
-def _for_backend(problem: Problem) -> LossProblem:
-    maps, scale = problem.maps, problem.class_scale
-    if not problem.include_background:  # channel 0 leaves the sum: its factor is 0
-        shape = (problem.runs, problem.logits.shape[1])
-        ones = torch.ones(shape, device=maps.device)
-        scale = ones if scale is None else scale.expand(shape).clone()
-        scale[:, 0] = 0
-    background = problem.background
-    return LossProblem(
-        logits=problem.logits,
-        maps=maps.contiguous() if problem.compact else maps,
-        labels=None if problem.labels is None else problem.labels.contiguous(),
-        background=problem.background_value if background is None else background.to(maps.dtype).contiguous(),
-        class_scale=scale,
-        ignore_index=problem.ignore_index,
-        compact=problem.compact,
-    )
+def divides_later(problem: Problem) -> bool:
+    """Whether the gradient that the forward kept has still to be divided by N * K."""
+    return problem.reduction == "mean" and not scales_gradient_at_once(problem.logits.dtype)
 
 
 def _region_wise(*arguments: Any) -> tuple[Tensor, Tensor]:
     *shared, with_grad = arguments
     problem = Problem(*shared)
-    logits = problem.logits
-    divisor = mean_divisor(problem) if problem.reduction == "mean" else None
-    image_scale = None
-    if divisor is not None and with_grad and scales_gradient_at_once(logits.dtype):
-        image_scale = per_image(divisor.reciprocal(), problem)
+    logits, labels = problem.logits, problem.labels
     grad = torch.empty_like(logits) if with_grad else None
-    inputs = _for_backend(problem)
-    loss, bad = choose(logits.device, problem.backend).loss(
-        inputs,
-        per_pixel=problem.reduction == "none",
+    loss, bad = choose(logits.device, "loss", problem.backend).loss(
+        problem,
+        with_loss=True,
         grad=grad,
-        image_scale=image_scale,
-        validate=inputs.labels is not None and can_check(inputs.labels, problem.validate),
+        upstream=None,
+        divided=scales_gradient_at_once(logits.dtype),
+        validate=labels is not None and can_check(labels, problem.validate),
     )
-    if inputs.labels is not None:
-        refuse_bad_label(inputs.labels, bad, logits.shape[1], problem.ignore_index)
-    if problem.reduction != "none":
-        loss = loss.reshape(problem.runs, -1).sum(1)
-        loss = (loss if divisor is None else loss / divisor).to(problem.loss_dtype)
-        loss = loss if problem.groups else loss.reshape(())
+    if labels is not None:
+        refuse_bad_label(labels, bad, logits.shape[1], problem.ignore_index)
+    if problem.reduction != "none" and not problem.groups:
+        loss = loss.reshape(())
     return loss, logits.new_empty(0) if grad is None else grad
 
 
@@ -150,23 +70,11 @@ define("region_wise", f"({_ARGUMENTS}, bool with_grad) -> (Tensor, Tensor)", _re
 def _region_wise_gradient(upstream: Tensor, *arguments: Any) -> Tensor:
     *shared, kept = arguments
     problem = Problem(*shared)
-    logits = problem.logits
+    backend = choose(problem.logits.device, "loss", problem.backend)
     if kept is not None:
-        factor = per_image(remaining_factor(upstream, problem).reshape(-1), problem)
-        scaled: Tensor = (kept * factor.view(-1, *[1] * (kept.dim() - 1))).to(kept.dtype)
-        return scaled
-    image_scale = pixel_scale = None
-    if problem.reduction == "none":
-        pixel_scale = upstream.to(problem.loss_dtype).contiguous()
-    else:
-        image_scale = upstream.to(torch.float64).reshape(-1)
-        if problem.reduction == "mean":
-            image_scale = image_scale / mean_divisor(problem)
-        image_scale = per_image(image_scale, problem)
-    grad = torch.empty_like(logits)
-    choose(logits.device, problem.backend).loss(
-        _for_backend(problem), per_pixel=None, grad=grad, image_scale=image_scale, pixel_scale=pixel_scale
-    )
+        return backend.scale_gradient(problem, kept, upstream, divide=divides_later(problem), in_place=False)
+    grad = torch.empty_like(problem.logits)
+    backend.loss(problem, with_loss=False, grad=grad, upstream=upstream, divided=True, validate=False)
     return grad
 
 
@@ -178,6 +86,32 @@ define(
     _region_wise_gradient,
     lambda upstream, logits, *_: torch.empty_like(logits),
 )
+
+
+def _show_compiler(name: str, run: Callable[..., Any], first: int) -> None:
+    """Lets the compiler see the kernels of operator `name` where the Triton backend runs it.
+
+    `torch.export` keeps the operator whole. This is what `torch.library.triton_op` does, without its import of Triton
+    and for one of several backends.
+    """
+
+    def rule(mode: Any, operator: Any, types: Any, arguments: tuple[Any, ...] = (), keywords: Any = None) -> Any:
+        problem = Problem._make(arguments[first : first + len(Problem._fields)])
+        device = problem.logits.device
+        if problem.validate or device.type == "cpu" or choose(device, "loss", problem.backend).NAME != "triton":
+            return mode.__torch_dispatch__(operator, types, arguments, keywords)
+        from torch.export._trace import custom_triton_ops_decomposition_disabled
+
+        if custom_triton_ops_decomposition_disabled():
+            return mode.__torch_dispatch__(operator, types, arguments, keywords)
+        with mode:
+            return run(*arguments)
+
+    torch.library.register_torch_dispatch(f"rwkernels::{name}", FunctionalTensorMode, rule)
+
+
+_show_compiler("region_wise", _region_wise, 0)
+_show_compiler("region_wise_gradient", _region_wise_gradient, 1)
 
 
 def _fold_problem(size: int, in_dims: Sequence[Any], arguments: Sequence[Any]) -> Problem:

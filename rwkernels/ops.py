@@ -106,7 +106,9 @@ def _distance(
     black_border: bool,
     backend: str | None,
 ) -> None:
-    choose(labels.device, backend).fill_distance(out, labels.contiguous(), spacing, squared, black_border)
+    choose(labels.device, "fill_distance", backend).fill_distance(
+        out, labels.contiguous(), spacing, squared, black_border
+    )
 
 
 _map_operator("distance", "float[] spacing, bool squared, bool black_border, str? backend", _same_shape, _distance)
@@ -123,7 +125,7 @@ def _class_distance(
     backend: str | None,
 ) -> None:
     labels = labels.contiguous()
-    bad = choose(labels.device, backend).fill_class_distance(
+    bad = choose(labels.device, "fill_class_distance", backend).fill_class_distance(
         out, labels, num_classes, spacing, squared, ignore_index, can_check(labels, validate)
     )
     refuse_bad_label(labels, bad, num_classes, ignore_index)
@@ -150,7 +152,7 @@ def _boundary(
     backend: str | None,
 ) -> None:
     labels = labels.contiguous()
-    bad = choose(labels.device, backend).fill_boundary(
+    bad = choose(labels.device, "fill_boundary", backend).fill_boundary(
         out,
         labels,
         num_classes,
@@ -183,7 +185,7 @@ def _constant(
 ) -> None:
     if can_check(labels, validate):
         labels = labels.contiguous()
-        bad = choose(labels.device, backend).first_bad_label(labels, num_classes, ignore_index)
+        bad = choose(labels.device, "first_bad_label", backend).first_bad_label(labels, num_classes, ignore_index)
         refuse_bad_label(labels, bad, num_classes, ignore_index)
     out.fill_(value)
 
@@ -210,7 +212,7 @@ def _rectified_out(
     labels = labels.contiguous()
     if class_max is not None:
         class_max = class_max.to(torch.float32).contiguous()
-    bad_label, bad_maximum = choose(labels.device, backend).fill_rectified(
+    bad_label, bad_maximum = choose(labels.device, "fill_rectified", backend).fill_rectified(
         out,
         count,
         labels,
@@ -265,7 +267,7 @@ def _dense_out(
     backend: str | None,
     out: Tensor,
 ) -> None:
-    choose(labels.device, backend).fill_dense(
+    choose(labels.device, "fill_dense", backend).fill_dense(
         out,
         labels.contiguous(),
         foreground.contiguous(),

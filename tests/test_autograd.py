@@ -38,7 +38,7 @@ def _leaf(case):
 @pytest.fixture
 def calls(monkeypatch):
     """The calls of the backend that runs on the CPU by default."""
-    return Calls(monkeypatch, choose(torch.device("cpu")))
+    return Calls(monkeypatch, choose(torch.device("cpu"), "loss"))
 
 
 # --- derivatives of every order and mode --------------------------------------------------------------------------

@@ -36,7 +36,7 @@ def _case(kind="compact", **options):
 
 def _backend():
     """The name of the backend that runs here by default."""
-    return choose(torch.device(DEVICE)).NAME
+    return choose(torch.device(DEVICE), "loss").NAME
 
 
 @either_kind

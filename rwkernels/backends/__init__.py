@@ -1,6 +1,7 @@
 """Which backend runs for tensors on a device, and why another cannot.
 
-A backend is a module with the functions of `Backend`. It imports nothing of the package above this folder.
+A backend is a module with `NAME`, `can_run` and the other functions of `Backend` that it offers; the rest is left to
+the next one. It imports nothing of the package above this folder.
 """
 
 from __future__ import annotations
@@ -10,27 +11,54 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Protocol, cast
+from typing import NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor
 
 ENVIRONMENT_VARIABLE = "RWKERNELS_BACKEND"
 # The first one that can run is taken.
-NAMES = ("native", "reference")
+NAMES = ("native", "triton", "reference")
 
 
-@dataclass(frozen=True)
-class LossProblem:
-    """What the loss is computed from. Shapes as in `region_wise_loss`; everything lies on one device."""
+class LossProblem(NamedTuple):
+    """What the loss is computed from: the arguments of its operators, in their order. Everything on one device."""
 
     logits: Tensor  # [B, K, *S], any strides
-    maps: Tensor  # dense [B, K, *S], any strides; or the foreground of a compact map [B, *S], contiguous
-    labels: Tensor | None  # [B, *S], contiguous; always there for a compact map
-    background: Tensor | float  # of a compact map: a number, or [B, *S] in the dtype of `maps`, contiguous
-    class_scale: Tensor | None  # [K] or [groups, K]: multiplies the channels of the map
+    maps: Tensor  # dense [B, K, *S], any strides; or the foreground [B, *S] of a compact map
+    labels: Tensor | None  # [B, *S]; always there for a compact map
+    background: Tensor | None  # [B, *S]; None: `background_value` everywhere
+    class_scale: Tensor | None  # [K], or [groups, K]: multiplies the channels of the map
+    image_count: Tensor | None  # int64 [B], pixels that count; None: to be counted if `ignore_index` is set
+    background_value: float
     ignore_index: int | None
-    compact: bool
+    include_background: bool  # False leaves channel 0 out of the sum
+    reduction: str
+    validate: bool
+    backend: str | None
+    # vmap folds its axis into the batch; the images then form so many equal runs, each reduced on its own.
+    # 0 means one run and a scalar loss.
+    groups: int
+
+    @property
+    def runs(self) -> int:
+        """How many runs of images are reduced on their own."""
+        return max(self.groups, 1)
+
+    @property
+    def channels(self) -> int:
+        """How many channels the sum is over."""
+        return self.logits.shape[1] - (0 if self.include_background else 1)
+
+    @property
+    def compact(self) -> bool:
+        """Whether `maps` is the foreground of a compact map."""
+        return self.maps.dim() == self.logits.dim() - 1
+
+    @property
+    def loss_dtype(self) -> torch.dtype:
+        """float64 for float64 logits, float32 for all others."""
+        return torch.float64 if self.logits.dtype == torch.float64 else torch.float32
 
 
 class Backend(Protocol):
@@ -108,17 +136,24 @@ class Backend(Protocol):
         self,
         problem: LossProblem,
         *,
-        per_pixel: bool | None,
+        with_loss: bool,
         grad: Tensor | None,
-        image_scale: Tensor | None = None,
-        pixel_scale: Tensor | None = None,
-        validate: bool = False,
+        upstream: Tensor | None,
+        divided: bool,
+        validate: bool,
     ) -> tuple[Tensor, int]:
-        """Loss and, if `grad` is given, its gradient in one pass.
+        """Loss and, if `grad` is given, its gradient (Eq. 2), in one pass.
 
-        The loss is [B, *S] if `per_pixel`, else the sum of every image, float64 [B]; empty if `per_pixel` is
-        None. The gradient of image b is multiplied by `image_scale[b]` (float64 [B]) and `pixel_scale`
-        ([B, *S], in the dtype of the loss). The second result is the flat index of a bad label, or -1.
+        The loss is reduced as the problem says: [runs] or [B, *S], in its `loss_dtype`; empty unless `with_loss`.
+        The gradient is that of the sum, times the incoming one (`upstream`, in the shape of the loss), and over N * K
+        if `divided` and the reduction is "mean". The second result is the flat index of a bad label, or -1.
+        """
+
+    def scale_gradient(
+        self, problem: LossProblem, grad: Tensor, upstream: Tensor, *, divide: bool, in_place: bool
+    ) -> Tensor:
+        """A gradient that was kept times the incoming one, [runs], and over N * K if `divide`. A new tensor unless
+        `in_place`.
         """
 
 
@@ -147,18 +182,22 @@ def load(name: str) -> Backend:
     return cast(Backend, importlib.import_module(f"rwkernels.backends.{name}"))
 
 
-def choose(device: torch.device, override: str | None = None) -> Backend:
-    """The backend for tensors on `device`: `override`, the environment's, or the first that can run."""
+def choose(device: torch.device, operation: str, override: str | None = None) -> Backend:
+    """The backend that does `operation` (a function of `Backend`) on `device`.
+
+    `override`, or the environment's, where it offers the operation; else the first that does and can run.
+    """
     wanted = override or os.environ.get(ENVIRONMENT_VARIABLE)
     if wanted:
         backend = load(wanted)
         reason = backend.can_run(device)
         if reason is not None:
             raise ValueError(f"backend: {wanted!r} cannot run on {device}: {reason}")
-        return backend
+        if hasattr(backend, operation):
+            return backend
     for name in NAMES:
         backend = load(name)
-        if backend.can_run(device) is None:
+        if hasattr(backend, operation) and backend.can_run(device) is None:
             return backend
     raise ValueError(f"backend: none of {', '.join(NAMES)} can run on {device}")
 

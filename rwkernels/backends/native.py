@@ -224,26 +224,28 @@ def _five(values: Sequence[int]) -> tuple[int, ...]:
 def loss(
     problem: LossProblem,
     *,
-    per_pixel: bool | None,
+    with_loss: bool,
     grad: Tensor | None,
-    image_scale: Tensor | None = None,
-    pixel_scale: Tensor | None = None,
-    validate: bool = False,
+    upstream: Tensor | None,
+    divided: bool,
+    validate: bool,
 ) -> tuple[Tensor, int]:
     """See `Backend`."""
-    logits, maps, labels = problem.logits, problem.maps, problem.labels
-    if problem.compact and maps.dtype not in (torch.float32, torch.float64):
-        maps = maps.to(torch.float32)
-    background = problem.background
-    per_pixel_background = background.to(maps.dtype) if isinstance(background, Tensor) else None
-    scale = None
-    if problem.class_scale is not None:
-        scale = problem.class_scale.to(torch.float64).reshape(-1, logits.shape[1]).contiguous()
-    precision = torch.promote_types(logits.dtype, torch.float32)
+    logits, maps = problem.logits, problem.maps
+    labels = None if problem.labels is None else problem.labels.contiguous()
+    if problem.compact:
+        maps = (maps if maps.dtype in (torch.float32, torch.float64) else maps.to(torch.float32)).contiguous()
+    background = None if problem.background is None else problem.background.to(maps.dtype).contiguous()
+    scale = reference.all_class_scales(problem)
+    if scale is not None:
+        scale = scale.to(torch.float64).reshape(-1, logits.shape[1]).contiguous()
+    image_scale = pixel_scale = None
+    if grad is not None:
+        image_scale, pixel_scale = reference.gradient_scale(problem, upstream, divided)
     image_sums = pixel_loss = None
-    if per_pixel:
-        pixel_loss = logits.new_empty((logits.shape[0], *logits.shape[2:]), dtype=precision)
-    elif per_pixel is not None:
+    if with_loss and problem.reduction == "none":
+        pixel_loss = logits.new_empty((logits.shape[0], *logits.shape[2:]), dtype=problem.loss_dtype)
+    elif with_loss:
         image_sums = logits.new_empty(len(logits), dtype=torch.float64)
     bad = core().region_wise(
         logits=logits.data_ptr(),
@@ -257,8 +259,8 @@ def loss(
         labels=_address(labels),
         label_code="u1" if labels is None else _code(labels),
         ignore=problem.ignore_index if labels is not None else None,
-        background=_address(per_pixel_background),
-        background_value=0.0 if isinstance(background, Tensor) else background,
+        background=_address(background),
+        background_value=problem.background_value,
         class_scale=_address(scale),
         scale_groups=1 if scale is None else len(scale),
         image_scale=_address(image_scale),
@@ -270,5 +272,18 @@ def loss(
         validate=validate,
         threads=torch.get_num_threads(),
     )
-    value = next(t for t in (pixel_loss, image_sums, logits.new_empty(0)) if t is not None)
-    return value, bad
+    if image_sums is not None:
+        return reference.reduced(image_sums, problem), bad
+    return logits.new_empty(0) if pixel_loss is None else pixel_loss, bad
+
+
+def scale_gradient(problem: LossProblem, grad: Tensor, upstream: Tensor, *, divide: bool, in_place: bool) -> Tensor:
+    """See `Backend`. The factor is on the host already: one of 1 costs nothing."""
+    if problem.runs > 1:
+        return reference.scale_gradient(problem, grad, upstream, divide=divide, in_place=in_place)
+    factor = float(upstream)
+    if divide:
+        factor /= float(reference.mean_divisor(problem))
+    if factor == 1.0:
+        return grad if in_place else grad.clone()
+    return grad.mul_(factor) if in_place else grad * factor

@@ -311,21 +311,66 @@ def fill_dense(
     out.copy_(dense(labels, foreground, background, num_classes, class_scale, ignore_index))
 
 
+def mean_divisor(problem: LossProblem) -> Tensor:
+    """N * K of every run, float64 [runs]; at least 1, so that nothing left gives 0 and no NaN."""
+    logits, count = problem.logits, problem.image_count
+    if problem.ignore_index is None:
+        elements = logits[:, 0].numel() // problem.runs * problem.channels
+        return torch.full((problem.runs,), max(elements, 1), dtype=torch.float64, device=logits.device)
+    if count is None:
+        assert problem.labels is not None
+        count = count_valid(problem.labels, problem.ignore_index)
+    return (count.reshape(problem.runs, -1).sum(1) * problem.channels).clamp(min=1).to(torch.float64)
+
+
+def per_image(values: Tensor, problem: LossProblem) -> Tensor:
+    """One value for every image from one for every run."""
+    images = len(problem.logits) // problem.runs
+    return values.unsqueeze(1).expand(problem.runs, images).reshape(-1).contiguous()
+
+
+def gradient_scale(problem: LossProblem, upstream: Tensor | None, divided: bool) -> tuple[Tensor | None, Tensor | None]:
+    """What multiplies a gradient: a factor for every image, float64 [B], and one for every pixel, [B, *S]."""
+    if problem.reduction == "none":
+        return None, None if upstream is None else upstream.to(problem.loss_dtype).contiguous()
+    scale = None if upstream is None else upstream.to(torch.float64).reshape(-1)
+    if problem.reduction == "mean" and divided:
+        divisor = mean_divisor(problem)
+        scale = divisor.reciprocal() if scale is None else scale / divisor
+    return None if scale is None else per_image(scale, problem), None
+
+
+def reduced(image_sums: Tensor, problem: LossProblem) -> Tensor:
+    """The loss of every run from the sums of its images, float64 [B]."""
+    sums = image_sums.reshape(problem.runs, -1).sum(1)
+    return (sums / mean_divisor(problem) if problem.reduction == "mean" else sums).to(problem.loss_dtype)
+
+
+def all_class_scales(problem: LossProblem) -> Tensor | None:
+    """`class_scale`, with 0 for a channel that is left out of the sum."""
+    scale = problem.class_scale
+    if problem.include_background:
+        return scale
+    included = torch.arange(problem.logits.shape[1], device=problem.logits.device) > 0
+    return included.to(torch.float32) if scale is None else torch.where(included, scale, 0.0)
+
+
 def problem_logits_and_maps(problem: LossProblem, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Logits and the dense map in `dtype`; 0 in both where a pixel is ignored, whatever stood there."""
-    logits = problem.logits.to(dtype)
+    logits, labels, ignore_index = problem.logits.to(dtype), problem.labels, problem.ignore_index
     if problem.compact:
-        assert problem.labels is not None
-        background = problem.background
-        background = background.to(dtype) if isinstance(background, Tensor) else background
-        foreground = problem.maps.to(dtype)
-        maps = dense(problem.labels, foreground, background, logits.shape[1], None, problem.ignore_index)
+        assert labels is not None
+        background = problem.background_value if problem.background is None else problem.background.to(dtype)
+        maps = dense(labels, problem.maps.to(dtype), background, logits.shape[1], None, ignore_index)
     else:
         maps = problem.maps.to(dtype)
-    if problem.class_scale is not None:
-        maps = maps * scale_view(problem.class_scale, maps)
-    if problem.ignore_index is not None and problem.labels is not None:
-        ignored = is_label(problem.labels, problem.ignore_index).unsqueeze(1)
+        if labels is not None:
+            maps = maps.masked_fill(_is_no_class(labels, logits.shape[1]).unsqueeze(1), torch.nan)
+    scale = all_class_scales(problem)
+    if scale is not None:
+        maps = maps * scale_view(scale, maps)
+    if ignore_index is not None and labels is not None:
+        ignored = is_label(labels, ignore_index).unsqueeze(1)
         logits, maps = logits.masked_fill(ignored, 0.0), maps.masked_fill(ignored, 0.0)
     return logits, maps
 
@@ -333,30 +378,40 @@ def problem_logits_and_maps(problem: LossProblem, dtype: torch.dtype) -> tuple[T
 def loss(
     problem: LossProblem,
     *,
-    per_pixel: bool | None,
+    with_loss: bool,
     grad: Tensor | None,
-    image_scale: Tensor | None = None,
-    pixel_scale: Tensor | None = None,
-    validate: bool = False,
+    upstream: Tensor | None,
+    divided: bool,
+    validate: bool,
 ) -> tuple[Tensor, int]:
     """See `Backend`."""
     precision = _precision(problem.logits.device)
     logits, maps = problem_logits_and_maps(problem, precision)
     if grad is not None:
         gradient = pixel_gradient(logits, maps)
+        image_scale, pixel_scale = gradient_scale(problem, upstream, divided)
         if image_scale is not None:
             gradient = gradient * image_scale.to(precision).view(-1, *[1] * (gradient.dim() - 1))
         if pixel_scale is not None:
             gradient = gradient * pixel_scale.to(precision).unsqueeze(1)
         grad.copy_(gradient)
     value = logits.new_empty(0)
-    if per_pixel is not None:
+    if with_loss:
         value = pixel_loss(logits, maps)
-        if per_pixel:
-            value = value.to(torch.promote_types(problem.logits.dtype, torch.float32))
+        if problem.reduction == "none":
+            value = value.to(problem.loss_dtype)
         else:
-            value = value.flatten(1).sum(1)
+            value = reduced(value.flatten(1).sum(1), problem)
     bad = -1
     if validate and problem.labels is not None:
         bad = first_bad_label(problem.labels, logits.shape[1], problem.ignore_index)
     return value, bad
+
+
+def scale_gradient(problem: LossProblem, grad: Tensor, upstream: Tensor, *, divide: bool, in_place: bool) -> Tensor:
+    """See `Backend`."""
+    factor, _ = gradient_scale(problem, upstream, divide)
+    assert factor is not None
+    factor = factor.to(grad.dtype if grad.dtype == torch.float64 else torch.float32)
+    factor = factor.view(-1, *[1] * (grad.dim() - 1))
+    return grad.mul_(factor) if in_place else (grad * factor).to(grad.dtype)

@@ -1,0 +1,312 @@
+"""The GPU backend of the loss: chooses the shape of a program and launches the kernels of `triton_loss.py`.
+
+Nothing here waits for the device or asks it for a value, and nothing is tuned at run time. Under `torch.compile` the
+same functions run on fake tensors, so that the compiler sees every allocation and every kernel.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from contextlib import AbstractContextManager, nullcontext
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch._subclasses.functional_tensor import FunctionalTensor
+
+from rwkernels.backends import LossProblem, reference
+
+NAME = "triton"
+OLDEST = (8, 0)  # the compute capability from which the kernels were checked
+_FINISH = 4096  # partial sums that `finish_loss` reads at once
+_STREAM = 4096  # elements of a program of the kernels that only stream
+
+
+@cache
+def _kernels() -> Any:
+    return importlib.import_module("rwkernels.backends.triton_loss")
+
+
+@cache
+def _why_not(index: int | None) -> str | None:
+    try:
+        _kernels()
+    except ImportError as error:
+        return f"triton cannot be imported ({error})"
+    if torch.version.hip is None and index is not None:
+        found = torch.cuda.get_device_capability(index)
+        if found < OLDEST:
+            return "it needs compute capability {}.{} or later, the device has {}.{}".format(*OLDEST, *found)
+    return None
+
+
+def can_run(device: torch.device) -> str | None:
+    """Why this backend cannot run on `device`; None if it can."""
+    if device.type == "cuda":
+        return _why_not(torch.cuda.current_device() if device.index is None else device.index)
+    if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1":  # Triton then interprets its kernels
+        return _why_not(None)
+    return "it computes on GPUs only"
+
+
+class Shape(NamedTuple):
+    """How a program holds its pixels: `parts` tiles of `rows` classes times `pixels` pixels, in `threads` threads."""
+
+    parts: int
+    rows: int
+    pixels: int
+    threads: int
+
+
+def program_shape(num_classes: int, *, dense: bool, width: int, classes_last: bool) -> Shape:
+    """The shape of a program, so that what a pixel keeps in registers leaves room for enough programs side by side.
+
+    A thread keeps every logit of its pixels, and every value of a dense map. `width` is the size of a logit in bytes.
+    The bounds are those above which sm_90 needs more than 64 registers (16-bit logits), or 96 (others).
+    """
+    rows = 1 << (num_classes - 1).bit_length()
+    parts, threads = 1, 128
+    if classes_last:  # one tile, so that all classes of a pixel are read together; 4 to 32 values a thread
+        values = min(max(32 * rows, 512), 16384)
+        pixels, threads = max(values // rows, 1), min(max(values // 32, 128), 512)
+    elif num_classes > 16:  # up to 8 tiles, over more threads the higher they are; 4 values a thread of each
+        rows = max(rows // 8, 16)
+        threads = min(8 * rows, 512)
+        parts, pixels = -(-num_classes // rows), max(4 * threads // rows, 1)
+    else:  # a tile of one row for every class; all classes of a pixel in one thread
+        parts, rows = num_classes, 1
+        if width == 2 and num_classes <= (3 if dense else 2):
+            pixels = 8 * threads  # accesses of 16 bytes
+        elif num_classes <= (10 if dense else 14):
+            pixels = 4 * threads
+        else:
+            pixels = 2 * threads
+    if width == 8:  # float64 takes two registers
+        pixels = max(pixels // 2, 1)
+    return Shape(parts, rows, pixels, threads)
+
+
+class _Layout(NamedTuple):
+    """Strides of a [B, K, *S] tensor whose pixels follow each other evenly: every 1, or every K (`last`)."""
+
+    image: int
+    channel: int
+    last: bool
+
+
+def _layout(tensor: Tensor) -> _Layout | None:
+    """The layout of `tensor`; None if its pixels do not follow each other evenly."""
+    sizes, strides = tensor.shape, tensor.stride()
+    for last in (False, True):
+        step = sizes[1] if last else 1
+        even = not last or strides[1] == 1
+        for size, stride in zip(reversed(sizes[2:]), reversed(strides[2:]), strict=True):
+            even = even and (size == 1 or stride == step)
+            step = step * size
+        if even:
+            return _Layout(strides[0] if sizes[0] > 1 else 0, strides[1] if sizes[1] > 1 and not last else 0, last)
+    return None
+
+
+def _even(tensor: Tensor) -> tuple[Tensor, _Layout]:
+    """`tensor`, or a contiguous copy of one whose pixels do not follow each other evenly."""
+    layout = _layout(tensor)
+    if layout is not None:
+        return tensor, layout
+    return _even(tensor.contiguous())
+
+
+def _unit(*values: int) -> int:
+    """The largest power of two up to 16 that divides all `values`."""
+    for unit in (16, 8, 4, 2):
+        if all(value % unit == 0 for value in values):
+            return unit
+    return 1
+
+
+def _launch(name: str, programs: int, threads: int, *arguments: Any, **constants: Any) -> None:
+    """Runs `programs` programs of a kernel on the device and current stream of its first argument."""
+    kernel = getattr(_kernels(), name)
+    first: Tensor = arguments[0]
+    place: AbstractContextManager[Any] = nullcontext()
+    if isinstance(first, FunctionalTensor):
+        kernel = torch.library.wrap_triton(kernel)
+    elif first.is_cuda and first.device.index != torch.cuda.current_device():
+        place = torch.cuda.device(first.device)
+    warps = threads // (64 if torch.version.hip else 32)
+    with place:
+        kernel[(programs,)](*arguments, **constants, num_warps=warps)
+
+
+def _blocks(elements: int, each: int) -> int:
+    return -(-elements // each)
+
+
+class _Mean(NamedTuple):
+    """What divides a mean: N * K of a run; or K, with the pixels that count of every image."""
+
+    divisor: int
+    counted: Tensor | None
+
+
+def _mean(problem: LossProblem) -> _Mean:
+    logits, count = problem.logits, problem.image_count
+    if problem.ignore_index is None:
+        return _Mean(max(logits[:, 0].numel() // problem.runs * problem.channels, 1), None)
+    return _Mean(problem.channels, _count(problem) if count is None else count.contiguous())
+
+
+def _count(problem: LossProblem) -> Tensor:
+    """How many pixels of every image count, int64 [B]."""
+    labels = problem.labels
+    assert labels is not None
+    labels = labels.contiguous()
+    pixels = labels[:1].numel()
+    unit, blocks = _unit(pixels), _blocks(pixels, _STREAM)
+    count = torch.zeros(len(labels), dtype=torch.int64, device=labels.device)
+    arguments = (labels, count, pixels // unit, blocks, problem.ignore_index)
+    _launch("count_pixels", len(labels) * blocks, 128, *arguments, BLOCK=_STREAM, UNIT=unit)
+    return count
+
+
+def loss(
+    problem: LossProblem,
+    *,
+    with_loss: bool,
+    grad: Tensor | None,
+    upstream: Tensor | None,
+    divided: bool,
+    validate: bool,
+) -> tuple[Tensor, int]:
+    """See `Backend`."""
+    bad = -1
+    if validate:
+        assert problem.labels is not None
+        bad = reference.first_bad_label(problem.labels, problem.logits.shape[1], problem.ignore_index)
+    per_pixel = problem.reduction == "none"
+    if problem.logits.numel() == 0:
+        shape = (len(problem.logits), *problem.logits.shape[2:]) if per_pixel else (problem.runs,)
+        return problem.logits.new_zeros(shape, dtype=problem.loss_dtype), bad
+    mean = _mean(problem) if problem.reduction == "mean" else None
+    written = _pass(problem, mean, with_loss, grad, upstream, divided)
+    if not with_loss or per_pixel:
+        return written, bad
+    result = torch.empty(problem.runs, dtype=problem.loss_dtype, device=written.device)
+    divisor, counted = mean or (1, None)
+    images = len(problem.logits) // problem.runs
+    arguments = (written, result, counted, divisor, written.numel() // problem.runs, images)
+    _launch("finish_loss", problem.runs, 256, *arguments, MEAN=mean is not None, BLOCK=_FINISH)
+    return result, bad
+
+
+def _pass(
+    problem: LossProblem,
+    mean: _Mean | None,
+    with_loss: bool,
+    grad: Tensor | None,
+    upstream: Tensor | None,
+    divided: bool,
+) -> Tensor:
+    """The one pass over logits and map: fills `grad`, and returns the loss of every pixel or of every program."""
+    (logits, layout), written = _even(problem.logits), grad
+    if grad is not None:
+        to = _layout(grad)
+        if to is None or to.last != layout.last:
+            logits, layout = _even(problem.logits.contiguous())
+            written = torch.empty_like(logits)
+    batch, num_classes = logits.shape[:2]
+    pixels = logits[:1, :1].numel()
+    maps, of_maps, of_grad = (
+        problem.maps.contiguous() if problem.compact else problem.maps,
+        _Layout(0, 0, False),
+        layout,
+    )
+    if not problem.compact:
+        maps, of_maps = _even(maps)
+    if written is not None:
+        of_grad = _layout(written) or layout
+    labels = None if problem.labels is None else problem.labels.contiguous()
+    background, background_value = problem.background, problem.background_value
+    if background is None and problem.compact and logits.dtype == torch.float64:  # a number arrives as float32
+        background = torch.full_like(maps, background_value, dtype=torch.float64)
+    scale = None if problem.class_scale is None else problem.class_scale.contiguous()
+    pixel_scale = None
+    if upstream is not None and problem.reduction == "none":
+        pixel_scale, upstream = upstream.contiguous(), None
+
+    shape = program_shape(num_classes, dense=not problem.compact, width=logits.element_size(), classes_last=layout.last)
+    blocks = _blocks(pixels, shape.pixels)
+    strides = (*layout[:2], *of_maps[:2], *of_grad[:2])
+    unit = _unit(pixels, *strides)
+    loss = None
+    if with_loss:
+        sizes = (batch, *logits.shape[2:]) if problem.reduction == "none" else (batch * blocks,)
+        loss = torch.empty(sizes, dtype=problem.loss_dtype, device=logits.device)
+    _launch(
+        "region_wise",
+        batch * blocks,
+        shape.threads,
+        logits,
+        maps,
+        labels,
+        None if background is None else background.contiguous(),
+        scale,
+        pixel_scale,
+        None if upstream is None else upstream.reshape(-1).contiguous(),
+        None if mean is None else mean.counted,
+        written,
+        loss,
+        *(stride // unit for stride in strides),
+        num_classes if scale is not None and scale.dim() == 2 else 0,
+        pixels // unit,
+        blocks,
+        batch // problem.runs,
+        1 if mean is None else mean.divisor,
+        0 if problem.ignore_index is None else problem.ignore_index,
+        background_value,
+        K=num_classes,
+        PARTS=shape.parts,
+        ROWS=shape.rows,
+        BLOCK=shape.pixels,
+        UNIT=unit,
+        COMPACT=problem.compact,
+        IGNORE=problem.ignore_index is not None,
+        FIRST=0 if problem.include_background else 1,
+        MEAN=mean is not None and divided,
+        PER_PIXEL=problem.reduction == "none",
+        LOGITS_LAST=layout.last,
+        MAPS_LAST=of_maps.last,
+        WIDE=pixels * num_classes >= 2**31,
+    )
+    if grad is not None and written is not None and written is not grad:
+        grad.copy_(written)
+    return logits.new_empty(0) if loss is None else loss
+
+
+def scale_gradient(problem: LossProblem, grad: Tensor, upstream: Tensor, *, divide: bool, in_place: bool) -> Tensor:
+    """See `Backend`. A factor of 1 is seen on the device, where it costs a launch that touches nothing."""
+    out = grad if in_place else torch.empty_like(grad)
+    elements = grad.numel() // problem.runs
+    if elements == 0:
+        return out
+    mean = _mean(problem) if divide else None
+    unit, blocks = _unit(elements), _blocks(elements, _STREAM)
+    _launch(
+        "scale_gradient",
+        problem.runs * blocks,
+        128,
+        grad,
+        None if in_place else out,
+        upstream.reshape(-1).contiguous(),
+        None if mean is None else mean.counted,
+        elements // unit,
+        blocks,
+        len(grad) // problem.runs,
+        1 if mean is None else mean.divisor,
+        BLOCK=_STREAM,
+        UNIT=unit,
+        MEAN=divide,
+    )
+    return out
