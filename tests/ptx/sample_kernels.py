@@ -21,10 +21,11 @@ def add_past_the_end(x, y, out, size, BLOCK: tl.constexpr):
 
 @triton.jit
 def add_one_to_rows(x, out, stride, HINT: tl.constexpr, BLOCK: tl.constexpr):
-    """With `HINT` it takes the stride for a multiple of 16: the planted mistake, where it is odd."""
+    """With `HINT` it takes the start of each row for a multiple of 16: the planted mistake, where the stride is odd."""
+    start = tl.program_id(0) * stride
     if HINT:
-        stride = tl.multiple_of(stride, 16)
-    offsets = tl.program_id(0) * stride + tl.arange(0, BLOCK)
+        start = tl.multiple_of(start, 16)
+    offsets = start + tl.arange(0, BLOCK)
     tl.store(out + offsets, tl.load(x + offsets) + 1)
 
 
