@@ -14,6 +14,11 @@ from ptx.values import Array, Type, type_of
 
 U32, U64 = Type("u", 32), Type("u", 64)
 SHARED = ("shared", "shared::cta")
+MODIFIERS = {
+    *("global", *SHARED, "param", "v2", "v4", "v8"),
+    *("weak", "volatile", "relaxed", "acquire", "release", "acq_rel", "cta", "gpu", "sys"),
+    *("nc", "ca", "cg", "cs", "lu", "cv", "wb", "wt"),
+}
 UPDATES: dict[str, Callable[..., Array]] = {
     "add": np.add,
     "and": operator.and_,
@@ -29,6 +34,10 @@ UPDATES: dict[str, Callable[..., Array]] = {
 
 def access_step(builder: Builder, instruction: Instruction) -> Step | None:
     base, *rest = instruction.parts
+    if base in ("ld", "ldu", "st", "atom", "red"):
+        unknown = {part for part in rest if type_of(part) is None} - MODIFIERS - {*UPDATES, "cas"}
+        if unknown:
+            raise Unsupported(f"unknown modifier {', '.join(sorted(unknown))}")
     if base == "ld" and "param" in rest:
         return _load_parameter(builder, instruction)
     if base in ("ld", "ldu"):

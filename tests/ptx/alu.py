@@ -182,6 +182,7 @@ UNARY: dict[str, Compute] = {
 WRAPPING: dict[str, Compute] = {"add": np.add, "sub": np.subtract}
 BITWISE: dict[str, Compute] = {"and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor}
 COUNTING: dict[str, Compute] = {"popc": np.bitwise_count, "clz": _leading_zeros}
+MODIFIERS = {"rn", "ftz", "sat", "approx", "full", "NaN", "lo", "hi", "wide", "l", "r", "wrap", "clamp"}
 U32 = Type("u", 32)
 
 
@@ -231,6 +232,8 @@ def _mixed(operation: Operation, narrow: Type) -> Operation:
 def build(base: str, mods: list[str], types: list[Type], operands: int) -> Operation:
     """The operation of an instruction such as `fma.rn.f32`; `operands` counts its sources."""
     operation = _build(base, mods, types[0], operands)
+    if unknown := set(mods) - MODIFIERS:
+        raise Unsupported(f"unknown modifier {', '.join(sorted(unknown))}")
     if len(types) == 2:
         operation = _mixed(operation, types[1])
     return Operation(_rounded(operation.compute, mods, types[0]), operation.result, operation.sources)

@@ -31,9 +31,9 @@ def _unordered(a: Array, b: Array) -> Array:
 
 def comparison(mods: list[str], kind: Type) -> Compute:
     """The condition of `setp` or `set`; on NaN only the unordered conditions (`equ`, `neu`, ..., `nan`) hold."""
-    name = next((mod for mod in mods if mod in COMPARE or mod in ("num", "nan") or mod[:-1] in COMPARE), None)
-    if name is None:
-        raise Unsupported("unknown condition")
+    name, *unknown = mods or ["none"]
+    if unknown or not (name in COMPARE or name in ("num", "nan") or (name[-1] == "u" and name[:-1] in COMPARE)):
+        raise Unsupported(f"unknown condition {'.'.join(mods)}")
     if name in ("num", "nan"):
         return _unordered if name == "nan" else lambda a, b: ~_unordered(a, b)
     if not kind.is_float:

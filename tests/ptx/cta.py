@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ptx.builder import PRED, Frame
-from ptx.faults import Diverged, Endless, KernelFault
+from ptx.faults import Diverged, Endless, KernelFault, Unsupported
 from ptx.memory import Counts, GlobalMemory, SharedMemory
 from ptx.parse import Instruction
 from ptx.program import Block, Program
@@ -113,6 +113,9 @@ class Gang:
                 step(frame)
         except KernelFault as fault:
             raise self._explained(fault, instruction) from None
+        except Exception as error:
+            fault = Unsupported(f"the emulator failed with {type(error).__name__}: {error}")
+            raise self._explained(fault, instruction) from error
         executed = len(block.steps) + (block.ending is not None)
         self.launch.counts.instructions += executed * int(active.reshape(-1, WARP).any(axis=1).sum())
         self.executed += executed

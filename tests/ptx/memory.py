@@ -59,7 +59,8 @@ class Allocation:
         self.size = _extent(tensor)
         self.described = f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
         real = tensor.data_ptr()
-        self.base = ((index + 1) << RANGE_BITS) + real % PRESERVED
+        middle = (2 * index + 3) << (RANGE_BITS - 1)  # so that an address before the tensor is in its range too
+        self.base = middle + real % PRESERVED
         self.lead = real % WIDEST
         self.keep_alive = tensor
         length = -(-(self.lead + self.size) // WIDEST) * WIDEST

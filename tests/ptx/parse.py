@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 ENTRY = re.compile(r"\.entry\s+([\w$]+)\s*\((.*?)\)\s*([^{]*)\{", re.DOTALL)
 PARAMETER = re.compile(r"\.param\s+\.(\w+)\s+(?:\.ptr\s+|\.global\s+|\.shared\s+|\.align\s+\d+\s+)*([\w$]+)")
@@ -47,7 +47,7 @@ class Instruction:
     guard: str | None = None
     negated: bool = False
 
-    @property
+    @cached_property
     def parts(self) -> list[str]:
         """The dotted parts of the opcode, without hints to the caches, which change no value."""
         pieces = re.split(r"\.(?!:)", self.opcode)
@@ -138,15 +138,8 @@ class _Body:
         parsed = [self.operand(piece) for piece in _split_operands(operands[0])] if operands else []
         return Instruction(line, " ".join(text.split()), self.source, opcode, parsed, guard, negated)
 
-    def enter(self) -> None:
-        self.blocks += 1
-        self.scopes.append({})
-
-    def leave(self) -> bool:
-        self.scopes.pop()
-        return not self.scopes
-
     def read(self, lines: list[str], first: int) -> None:
+        """Reads lines up to the brace that ends the kernel; a statement may go over several."""
         pending, start = "", first
         for number, raw in enumerate(lines, first):
             text = re.sub(r"/\*.*?\*/", "", raw.split("//")[0]).strip()
@@ -155,24 +148,32 @@ class _Body:
                 continue
             while text:
                 if not pending:
-                    start = number
-                    if text[0] in "{}":
-                        if text[0] == "{":
-                            self.enter()
-                        elif self.leave():
-                            return
-                        text = text[1:].strip()
-                        continue
-                    if label := LABEL.match(text):
-                        self.kernel.labels[label[1]] = len(self.kernel.instructions)
-                        text = label[2]
-                        continue
+                    start, text = number, self._between_statements(text)
+                    if not self.scopes:
+                        return
                 statement, semicolon, text = text.partition(";")
-                pending = f"{pending} {statement}".strip()
-                text = text.strip()
+                pending, text = f"{pending} {statement}".strip(), text.strip()
                 if semicolon:
                     self.statement(start, pending)
                     pending = ""
+
+    def _between_statements(self, text: str) -> str:
+        """Takes the labels and the braces of blocks that `text` begins with, and returns the rest."""
+        while text and self.scopes:
+            label = LABEL.match(text)
+            if text[0] == "{":
+                self.blocks += 1
+                self.scopes.append({})
+                text = text[1:].strip()
+            elif text[0] == "}":
+                self.scopes.pop()
+                text = text[1:].strip()
+            elif label is not None:
+                self.kernel.labels[label[1]] = len(self.kernel.instructions)
+                text = label[2]
+            else:
+                break
+        return text
 
 
 @lru_cache(maxsize=256)
