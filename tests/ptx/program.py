@@ -65,11 +65,12 @@ def _blocks(builder: Builder) -> list[Block]:
     starts = sorted({0, *labels.values(), *ends} - {len(instructions)})
     number = {start: index for index, start in enumerate(starts)}
     number[len(instructions)] = len(starts)
+    targets_of = {name: number[place] for name, place in labels.items()}
     blocks = []
     for start, stop in zip(starts, [*starts[1:], len(instructions)], strict=True):
         block = Block()
         for instruction in instructions[start:stop]:
-            _append(builder, block, instruction, {name: number[place] for name, place in labels.items()})
+            _append(builder, block, instruction, targets_of)
         blocks.append(block)
     return blocks
 
