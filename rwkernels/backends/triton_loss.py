@@ -6,7 +6,8 @@ spread over threads, and the sums over classes go through the warp.
 
 Sizes and strides that run along pixels come in units of `UNIT`, a power of two that divides them all. So the compiler
 sees by itself which accesses are aligned, and makes them 128 bits wide: a hint can be wrong, a product cannot. Offsets
-of images and classes are int64. A pointer may be None: what needs it is then left out of the binary.
+of images and classes are int64. A pointer may be None: what needs it is then left out of the binary. No integer is
+specialised on its value, so that few binaries serve all sizes.
 """
 
 import triton
@@ -40,7 +41,22 @@ def _offset(k, pixel, class_stride, UNIT: tl.constexpr, K: tl.constexpr, LAST: t
     return pixel * K + k if LAST else k * (tl.cast(class_stride, tl.int64) * UNIT) + pixel
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=[
+        "logits_image",
+        "logits_class",
+        "maps_image",
+        "maps_class",
+        "grad_image",
+        "grad_class",
+        "scale_run",
+        "pixels",
+        "blocks",
+        "images",
+        "divisor",
+        "ignore_index",
+    ]
+)
 def region_wise(
     logits,  # [B, K, pixels]
     maps,  # dense: as the logits; compact: the foreground [B, pixels]
@@ -179,7 +195,7 @@ def region_wise(
             tl.store(grad + at, g.to(grad.dtype.element_ty), mask=inside & (k < K))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["divisor", "parts", "images"])
 def finish_loss(partials, loss, count, divisor, parts, images, MEAN: tl.constexpr, BLOCK: tl.constexpr):
     """The loss of a run of images from the sums of its programs: in float64, always in the same order."""
     run = tl.cast(tl.program_id(0), tl.int64)
@@ -191,7 +207,7 @@ def finish_loss(partials, loss, count, divisor, parts, images, MEAN: tl.constexp
     tl.store(loss + run, value.to(loss.dtype.element_ty))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["size", "blocks", "images", "divisor"])
 def scale_gradient(
     grad,
     out,  # None: `grad` itself, which is not touched where the factor is 1
@@ -220,7 +236,7 @@ def scale_gradient(
     tl.store(out + run * elements + at, value.to(grad.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["pixels", "blocks", "ignore_index"])
 def count_pixels(labels, count, pixels, blocks, ignore_index, BLOCK: tl.constexpr, UNIT: tl.constexpr):
     """Adds to `count` the pixels of every image that are not ignored. Integers: the order does not matter."""
     image = tl.cast(tl.program_id(0) // blocks, tl.int64)

@@ -96,8 +96,10 @@ def _load_parameter(builder: Builder, instruction: Instruction) -> Step:
     if not isinstance(address, Address) or address.offset or address.base not in builder.kernel.parameters:
         raise Unsupported("a parameter that is no scalar")
     kind = _type(instruction)
-    read = builder.raw(address.base, kind)
-    write = builder.write(_parts(destination)[0], Type("b", kind.bits), builder.guard(instruction))
+    signed = kind.kind == "s"  # extends its sign into a wider register
+    read = builder.read(address.base, kind) if signed else builder.raw(address.base, kind)
+    held = kind if signed else Type("b", kind.bits)
+    write = builder.write(_parts(destination)[0], held, builder.guard(instruction))
     return lambda frame: write(frame, read(frame.registers))
 
 
