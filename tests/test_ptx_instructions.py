@@ -34,11 +34,15 @@ MODULE = """
 """
 
 
-def run(code: str, arguments: dict[str, torch.Tensor], threads: int = 32, registers: str = "", **options) -> Counts:
-    """Runs lines of PTX; `%NAME` holds the address of each tensor."""
-    parameters = ", ".join(f".param .u64 .ptr .global .align 1 {name}" for name in arguments)
-    registers += "".join(f" .reg .b64 %{name};" for name in arguments)
-    loads = "".join(f"ld.param.b64 %{name}, [{name}]; " for name in arguments)
+def run(
+    code: str, arguments: dict[str, torch.Tensor | int], threads: int = 32, registers: str = "", **options
+) -> Counts:
+    """Runs lines of PTX; `%NAME` holds the address of each tensor; a number is a parameter of 32 bits."""
+    tensors = [name for name, value in arguments.items() if isinstance(value, torch.Tensor)]
+    kinds = {name: ".u64 .ptr .global .align 1" if name in tensors else ".u32" for name in arguments}
+    parameters = ", ".join(f".param {kind} {name}" for name, kind in kinds.items())
+    registers += "".join(f" .reg .b64 %{name};" for name in tensors)
+    loads = "".join(f"ld.param.b64 %{name}, [{name}]; " for name in tensors)
     text = MODULE.format(parameters=parameters, threads=threads, registers=registers, body=loads + code)
     return run_ptx(text, list(arguments.items()), **options)
 
@@ -259,6 +263,13 @@ def test_bytes_are_extended_by_their_type():
     """
     run(code, {"source": source, "out": out})
     assert out.tolist() == [200, -56]
+
+
+def test_a_parameter_is_extended_by_its_type():
+    out = torch.zeros(2, dtype=torch.int64)
+    code = "ld.param.s32 %l0, [number]; ld.param.u32 %l1, [number]; st.global.v2.b64 [%out], {%l0, %l1};"
+    run(code, {"out": out, "number": 2**32 - 5})
+    assert out.tolist() == [-5, 2**32 - 5]
 
 
 @pytest.mark.parametrize(
