@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
+_TYPE = re.compile(r"(bfloat|float|u?int)\d+")
+_KINDS = {"fp": "float", "bf": "bfloat", "i": "int", "u": "uint"}  # of a kernel's signature
 _TOUCH_MEMORY_OTHERWISE = ("atomic", "make_block_ptr", "tensor_descriptor", "inline_asm", "async")
 
 
@@ -53,27 +57,32 @@ Unknown.__hash__ = object.__hash__  # type: ignore[method-assign]
 
 
 class Pointer:
-    """A pointer argument of a kernel, moved by some elements."""
+    """A pointer argument of a kernel, of a kind like "*fp32", moved by some elements."""
 
     __array_ufunc__ = None
 
-    def __init__(self, name: str, offset: Any = 0) -> None:
-        self.name, self.offset = name, offset
+    def __init__(self, name: str, kind: str, offset: Any = 0) -> None:
+        self.name, self.kind, self.offset = name, kind, offset
+        found = re.fullmatch(r"\*(fp|bf|i|u)(\d+)", kind)
+        if not found:
+            raise ValueError(f"{name}: unknown element type {kind}")
+        self.element_bytes = max(int(found[2]) // 8, 1)
+        self.dtype = SimpleNamespace(element_ty=f"{_KINDS[found[1]]}{found[2]}")
 
     def __add__(self, offset: Any) -> Pointer:
         if isinstance(offset, Unknown):
             raise ValueError(f"{self.name}: an address depends on a value that was loaded")
-        return Pointer(self.name, self.offset + offset)
+        return Pointer(self.name, self.kind, self.offset + offset)
 
     __radd__ = __add__
 
 
 class IndexLanguage:
-    """What kernels see as `tl`."""
+    """What kernels see as `tl`. Types are their names."""
 
-    def __init__(self, element_bytes: dict[str, int]) -> None:
-        self.element_bytes = element_bytes
+    def __init__(self) -> None:
         self._touched: dict[tuple[str, bool, int], NDArray[np.bool_]] = {}
+        self._element_bytes: dict[str, int] = {}
         self._program: tuple[int, ...] = (0, 0, 0)
         self._pass = 0
 
@@ -85,7 +94,7 @@ class IndexLanguage:
         """Bytes read and written so far, each element once in every pass."""
         totals = [0, 0]
         for (name, is_store, _), elements in self._touched.items():
-            totals[is_store] += int(np.count_nonzero(elements)) * self.element_bytes[name]
+            totals[is_store] += int(np.count_nonzero(elements)) * self._element_bytes[name]
         return totals[0], totals[1]
 
     def load(self, pointer: Pointer, mask: Any = None, *_: Any, **__: Any) -> Unknown:
@@ -103,6 +112,7 @@ class IndexLanguage:
         if not offsets.size:
             return
         key = (pointer.name, is_store, self._pass)
+        self._element_bytes[pointer.name] = pointer.element_bytes
         elements = self._touched.get(key, np.zeros(0, bool))
         beyond = int(offsets.max()) + 1 - elements.size
         if beyond > 0:
@@ -128,6 +138,9 @@ class IndexLanguage:
     def full(self, shape: Any, value: Any, _: Any = None) -> Any:
         return Unknown() if isinstance(value, float) else np.full([int(size) for size in shape], value).view(Index)
 
+    def cast(self, value: Any, _: Any) -> Any:
+        return value
+
     def broadcast_to(self, value: Any, *shape: Any) -> Any:
         return value.broadcast_to(*shape) if isinstance(value, Index) else Unknown()
 
@@ -144,6 +157,8 @@ class IndexLanguage:
         return -(-value // divisor)
 
     def __getattr__(self, name: str) -> Any:
+        if _TYPE.fullmatch(name):
+            return name
         if any(part in name for part in _TOUCH_MEMORY_OTHERWISE):
             raise NotImplementedError(f"tl.{name}: not counted")
         return Unknown()

@@ -27,7 +27,8 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 EAGER = "eager"
 COMPILED = "torch.compile"
-# Rows that the table is to have; each needs an entry in CONTENDERS.
+# Rows that the table is to have. Each needs an entry in CONTENDERS: `compiled_moved` counts what the compiler makes of
+# our loss, `kernel_traffic.jit_traffic` a launch of one of our kernels.
 NOT_COUNTED_YET = ("rwkernels dense", "rwkernels compact", "rwkernels recompute")
 
 

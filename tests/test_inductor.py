@@ -125,6 +125,18 @@ def test_a_users_kernel_is_seen_and_not_an_opaque_operator(declared: bool, weigh
         assert kernel_traffic.launch_traffic(kernel) == kernel_traffic.Traffic(4000 + 4000 * has_weight, 8000)
 
 
+@needs_inductor
+def test_a_kernel_counts_the_same_launched_by_itself() -> None:
+    import toy_triton
+
+    x, weight = torch.empty(1000, device="meta", dtype=torch.bfloat16), torch.empty(1000, device="meta")
+    arguments = {"x_ptr": x, "weight_ptr": weight, "y_ptr": weight, "z_ptr": x, "n": 1000, "factor": 0.5}
+    counted = kernel_traffic.jit_traffic(
+        toy_triton.toy_kernel, (8, 1, 1), {**arguments, "BLOCK": 128, "WEIGHTED": True}
+    )
+    assert counted == kernel_traffic.Traffic(2000 + 4000, 4000 + 2000)
+
+
 # --- no trace --------------------------------------------------------------------------------------------------
 
 

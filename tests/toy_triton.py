@@ -1,7 +1,7 @@
 """A Triton kernel in an operator that `torch.compile` looks into, as `torch.library.triton_op` declares one.
 
-The kernel has what makes such kernels awkward to trace: two outputs, a constexpr, a pointer that may be None and a
-Python float. Import it only where Triton is installed.
+The kernel has what makes such kernels awkward to trace: two outputs, a constexpr, a pointer that may be None, a Python
+float, and a function it calls. Import it only where Triton is installed.
 """
 
 from __future__ import annotations
@@ -20,11 +20,17 @@ LIBRARY.define("scale(Tensor x, Tensor? weight, float factor) -> (Tensor, Tensor
 
 
 @triton.jit
+def _read(pointer, i, n):
+    value = tl.load(pointer + i, mask=i < n)
+    return value if pointer.dtype.element_ty == tl.float32 else value.to(tl.float32)
+
+
+@triton.jit
 def toy_kernel(x_ptr, weight_ptr, y_ptr, z_ptr, n, factor, BLOCK: tl.constexpr, WEIGHTED: tl.constexpr):
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    x = tl.load(x_ptr + i, mask=i < n).to(tl.float32)
+    x = _read(x_ptr, i, n)
     if WEIGHTED:
-        x = x * tl.load(weight_ptr + i, mask=i < n)
+        x = x * _read(weight_ptr, i, n)
     tl.store(y_ptr + i, x * factor, mask=i < n)
     tl.store(z_ptr + i, x + factor, mask=i < n)
 
