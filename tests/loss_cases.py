@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,10 @@ from rwkernels.backends import native
 
 _WHY_NOT_NATIVE = native.can_run(torch.device("cpu"))
 needs_native = pytest.mark.skipif(_WHY_NOT_NATIVE is not None, reason=f"no native backend: {_WHY_NOT_NATIVE}")
-on_cpu_backends = pytest.mark.parametrize("backend", ["reference", pytest.param("native", marks=needs_native)])
+_BACKENDS: list[Any] = ["reference", pytest.param("native", marks=needs_native)]
+if os.environ.get("TRITON_INTERPRET") == "1":  # set by test_triton_interpreter.py, in a process of its own
+    _BACKENDS.append("triton")
+on_cpu_backends = pytest.mark.parametrize("backend", _BACKENDS)
 FLOATS = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 FAMILIES = ["rectified", "boundary", "active_contour", "constant"]
 

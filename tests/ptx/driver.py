@@ -166,8 +166,8 @@ def _scalar_bits(kind: str, value: Any) -> int:
     return int(value) & (2 ** int(kind[1:].replace("1", "8") if kind in ("i1", "u1") else kind[1:]) - 1)
 
 
-def emulate(launch: Launch, budget: int = BUDGET) -> None:
-    """Runs a recorded launch on the memory of its tensors; `launch.counts` tells what it did."""
+def emulate(launch: Launch, budget: int = BUDGET, start: int = 0) -> None:
+    """Runs a recorded launch, from CTA `start` on, on the memory of its tensors; `launch.counts` tells what it did."""
     arguments = []
     for declared, type_ in launch.signature.items():
         for name, kind, value in _flatten(declared, type_, launch.arguments[declared]):
@@ -178,7 +178,7 @@ def emulate(launch: Launch, budget: int = BUDGET) -> None:
             arguments.append((name, value))
     if launch.metadata.global_scratch_size or launch.metadata.profile_scratch_size:
         raise NotImplementedError(f"kernel {launch.name} needs scratch memory")
-    launch.counts = run_ptx(launch.ptx, arguments, launch.grid, launch.shared, budget)
+    launch.counts = run_ptx(launch.ptx, arguments, launch.grid, launch.shared, budget, start)
 
 
 class _Driver(DriverBase):
