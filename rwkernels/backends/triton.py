@@ -165,9 +165,9 @@ def _count(problem: LossProblem) -> Tensor:
     labels = labels.contiguous()
     pixels = labels[:1].numel()
     unit, blocks = _unit(pixels), _blocks(pixels, _STREAM)
-    count = torch.zeros(len(labels), dtype=torch.int64, device=labels.device)
+    count = torch.zeros(labels.shape[0], dtype=torch.int64, device=labels.device)
     arguments = (labels, count, pixels // unit, blocks, problem.ignore_index)
-    _launch("count_pixels", len(labels) * blocks, 128, *arguments, BLOCK=_STREAM, UNIT=unit)
+    _launch("count_pixels", labels.shape[0] * blocks, 128, *arguments, BLOCK=_STREAM, UNIT=unit)
     return count
 
 
@@ -187,7 +187,7 @@ def loss(
         bad = reference.first_bad_label(problem.labels, problem.logits.shape[1], problem.ignore_index)
     per_pixel = problem.reduction == "none"
     if problem.logits.numel() == 0:
-        shape = (len(problem.logits), *problem.logits.shape[2:]) if per_pixel else (problem.runs,)
+        shape = (problem.logits.shape[0], *problem.logits.shape[2:]) if per_pixel else (problem.runs,)
         return problem.logits.new_zeros(shape, dtype=problem.loss_dtype), bad
     mean = _mean(problem) if problem.reduction == "mean" else None
     written = _pass(problem, mean, with_loss, grad, upstream, divided)
@@ -195,7 +195,7 @@ def loss(
         return written, bad
     result = torch.empty(problem.runs, dtype=problem.loss_dtype, device=written.device)
     divisor, counted = mean or (1, None)
-    images = len(problem.logits) // problem.runs
+    images = problem.logits.shape[0] // problem.runs
     arguments = (written, result, counted, divisor, written.numel() // problem.runs, images)
     _launch("finish_loss", problem.runs, 256, *arguments, MEAN=mean is not None, BLOCK=_FINISH)
     return result, bad
@@ -303,7 +303,7 @@ def scale_gradient(problem: LossProblem, grad: Tensor, upstream: Tensor, *, divi
         None if mean is None else mean.counted,
         elements // unit,
         blocks,
-        len(grad) // problem.runs,
+        grad.shape[0] // problem.runs,
         1 if mean is None else mean.divisor,
         BLOCK=_STREAM,
         UNIT=unit,
