@@ -183,10 +183,25 @@ def assert_like_eager(
     def ours(x: Tensor) -> Tensor:
         return rw.region_wise_loss(x, case.maps if maps is None else maps, **case.options(), **shared, **options)
 
+    loss, gradient = loss_and_gradient(ours, case.logits, upstream)
+    assert_results_of_eager(case, loss, gradient, upstream=upstream, **shared)
+
+
+def assert_results_of_eager(
+    case: Case,
+    loss: Tensor,
+    gradient: Tensor,
+    *,
+    reduction: str = "mean",
+    include_background: bool = True,
+    upstream: Tensor | None = None,
+) -> None:
+    """A loss and its gradient, however they came about, against those of eager PyTorch in float64."""
+    shared = {"reduction": reduction, "include_background": include_background}
+
     def expected(x: Tensor) -> Tensor:
         return eager_loss(x, case.dense, case.labels, case.ignore_index, **shared)
 
-    loss, gradient = loss_and_gradient(ours, case.logits, upstream)
     true_loss, true_gradient = loss_and_gradient(expected, case.logits.double(), upstream)
     dtype = case.logits.dtype
     assert loss.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)

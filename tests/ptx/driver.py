@@ -112,6 +112,7 @@ class _Launcher:
     def __init__(self, device: Device, source: Any, metadata: Any) -> None:
         self.device, self.source, self.metadata = device, source, metadata
         self.names: list[str] = list(source.fn.arg_names)
+        self.compiled: Any = None  # set by who compiled the kernel without Triton's own cache
 
     def __call__(self, x: int, y: int, z: int, stream: int, function: Any, packed: Any, *rest: Any) -> None:
         launch_metadata, enter, leave, *arguments = rest
@@ -127,6 +128,8 @@ class _Launcher:
 
     def _compiled(self) -> Any:
         """The CompiledKernel that this launcher belongs to: Triton does not pass it."""
+        if self.compiled is not None:
+            return self.compiled
         kernels = self.source.fn.device_caches[self.device.index][0].values()
         return next(kernel for kernel in kernels if kernel._run is self)
 
