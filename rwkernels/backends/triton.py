@@ -20,6 +20,7 @@ from rwkernels.backends import LossProblem, reference
 
 NAME = "triton"
 OLDEST = (8, 0)  # the compute capability from which the kernels were checked
+_OLDEST_TRITON = (3, 3)  # earlier ones have no tuples
 _FINISH = 4096  # partial sums that `finish_loss` reads at once
 _STREAM = 4096  # elements of a program of the kernels that only stream
 
@@ -32,13 +33,16 @@ def _kernels() -> Any:
 @cache
 def _why_not(index: int | None) -> str | None:
     try:
+        found = importlib.import_module("triton").__version__
+        if tuple(map(int, found.split(".")[:2])) < _OLDEST_TRITON:
+            return "it needs triton {}.{} or later, found {}".format(*_OLDEST_TRITON, found)
         _kernels()
     except ImportError as error:
         return f"triton cannot be imported ({error})"
     if torch.version.hip is None and index is not None:
-        found = torch.cuda.get_device_capability(index)
-        if found < OLDEST:
-            return "it needs compute capability {}.{} or later, the device has {}.{}".format(*OLDEST, *found)
+        capability = torch.cuda.get_device_capability(index)
+        if capability < OLDEST:
+            return "it needs compute capability {}.{} or later, the device has {}.{}".format(*OLDEST, *capability)
     return None
 
 

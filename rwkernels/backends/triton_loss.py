@@ -98,7 +98,7 @@ def region_wise(
     """Eq. 1 and Eq. 2 of `BLOCK` pixels of one image."""
     T: tl.constexpr = tl.float64 if logits.dtype.element_ty == tl.float64 else tl.float32
     P: tl.constexpr = tl.int64 if WIDE else tl.int32
-    RECTIFIED: tl.constexpr = COMPACT and class_scale is None and FIRST == 0  # two values a pixel
+    RECTIFIED: tl.constexpr = (COMPACT and class_scale is None) and FIRST == 0  # two values a pixel
     image = tl.cast(tl.program_id(0) // blocks, tl.int64)
     run = image // images
     size = tl.cast(pixels, P) * UNIT
