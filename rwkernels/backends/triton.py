@@ -1,4 +1,5 @@
-"""The GPU backend of the loss: chooses the shape of a program and launches the kernels of `triton_loss.py`.
+"""The GPU backend. Of the loss: chooses the shape of a program and launches the kernels of `triton_loss.py`. Its maps
+are in `triton_maps.py`.
 
 Nothing here waits for the device or asks it for a value, and nothing is tuned at run time. Under `torch.compile` the
 same functions run on fake tensors, so that the compiler sees every allocation and every kernel.
@@ -8,15 +9,35 @@ from __future__ import annotations
 
 import importlib
 import os
-from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch._subclasses.functional_tensor import FunctionalTensor
 
 from rwkernels.backends import LossProblem, reference
+from rwkernels.backends.triton_launch import blocks_of, launch
+from rwkernels.backends.triton_maps import (
+    fill_boundary,
+    fill_class_distance,
+    fill_dense,
+    fill_distance,
+    fill_rectified,
+    first_bad_label,
+)
+
+__all__ = [
+    "NAME",
+    "can_run",
+    "fill_boundary",
+    "fill_class_distance",
+    "fill_dense",
+    "fill_distance",
+    "fill_rectified",
+    "first_bad_label",
+    "loss",
+    "scale_gradient",
+]
 
 NAME = "triton"
 OLDEST = (8, 0)  # the compute capability from which the kernels were checked
@@ -131,21 +152,7 @@ def _unit(*values: int) -> int:
 
 
 def _launch(name: str, programs: int, threads: int, *arguments: Any, **constants: Any) -> None:
-    """Runs `programs` programs of a kernel on the device and current stream of its first argument."""
-    kernel = getattr(_kernels(), name)
-    first: Tensor = arguments[0]
-    place: AbstractContextManager[Any] = nullcontext()
-    if isinstance(first, FunctionalTensor):
-        kernel = torch.library.wrap_triton(kernel)
-    elif first.is_cuda and first.device.index != torch.cuda.current_device():
-        place = torch.cuda.device(first.device)
-    warps = threads // (64 if torch.version.hip else 32)
-    with place:
-        kernel[(programs,)](*arguments, **constants, num_warps=warps)
-
-
-def _blocks(elements: int, each: int) -> int:
-    return -(-elements // each)
+    launch(getattr(_kernels(), name), programs, threads, *arguments, **constants)
 
 
 class _Mean(NamedTuple):
@@ -168,7 +175,7 @@ def _count(problem: LossProblem) -> Tensor:
     assert labels is not None
     labels = labels.contiguous()
     pixels = labels[:1].numel()
-    unit, blocks = _unit(pixels), _blocks(pixels, _STREAM)
+    unit, blocks = _unit(pixels), blocks_of(pixels, _STREAM)
     count = torch.zeros(labels.shape[0], dtype=torch.int64, device=labels.device)
     arguments = (labels, count, pixels // unit, blocks, problem.ignore_index)
     _launch("count_pixels", labels.shape[0] * blocks, 128, *arguments, BLOCK=_STREAM, UNIT=unit)
@@ -241,7 +248,7 @@ def _pass(
         pixel_scale, upstream = upstream.contiguous(), None
 
     shape = program_shape(num_classes, dense=not problem.compact, width=logits.element_size(), classes_last=layout.last)
-    blocks = _blocks(pixels, shape.pixels)
+    blocks = blocks_of(pixels, shape.pixels)
     strides = (*layout[:2], *of_maps[:2], *of_grad[:2])
     unit = _unit(pixels, *strides)
     loss = None
@@ -296,7 +303,7 @@ def scale_gradient(problem: LossProblem, grad: Tensor, upstream: Tensor, *, divi
     if elements == 0:
         return out
     mean = _mean(problem) if divide else None
-    unit, blocks = _unit(elements), _blocks(elements, _STREAM)
+    unit, blocks = _unit(elements), blocks_of(elements, _STREAM)
     _launch(
         "scale_gradient",
         problem.runs * blocks,
