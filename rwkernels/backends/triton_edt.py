@@ -51,7 +51,7 @@ def _far(T: tl.constexpr):
     return tl.full([], 1 << 30, T) if tl.int32 == T else tl.full([], float("inf"), T)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n", "width", "blocks", "batch", "classes", "slices", "ignore_index"])
 def row_pass(
     labels,  # [outer, n, width]; for classes, one image serves `classes` runs of rows
     out,  # the field [outer, n, width]
@@ -126,7 +126,7 @@ def row_pass(
         tl.store(minima + (outer * blocks + block) * width + x, lowest, mask=x < width)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n", "inner", "blocks", "strips"])
 def block_minima(field, minima, n, inner, blocks, strips, ROWS: tl.constexpr, LANES: tl.constexpr):
     """The least value of every `ROWS` rows of a field [outer, n, inner]; 0 where a label changes."""
     T: tl.constexpr = field.dtype.element_ty
@@ -157,7 +157,7 @@ def _finished(squared, spacing, SQUARED: tl.constexpr, T: tl.constexpr):
     return tl.where(far, float("inf"), value.to(tl.float32))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n", "inner", "blocks", "strips", "classes", "slices", "ignore_index"])
 def column_pass(
     field,  # [outer, n, inner]
     minima,  # [outer, blocks, inner]
@@ -284,7 +284,7 @@ def column_pass(
         tl.store(out + here, _finished(best, spacing, GIVES == "squared", T), mask=mine)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["pixels", "blocks", "classes", "ignore_index"])
 def rectify(
     squared,  # [B, pixels]
     labels,
@@ -321,7 +321,7 @@ def rectify(
     tl.store(out + image * pixels + pixel, result, mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["pixels", "blocks", "classes", "ignore_index"])
 def write_dense(
     out,  # [B, K, pixels]
     labels,

@@ -19,6 +19,7 @@ from rwkernels.backends.triton_launch import blocks_of, launch
 _ROWS = 8  # of a program of a column pass, and of a block whose least value is known
 _STREAM = 1024  # pixels of a program of the kernels that only stream
 _WIDEST = 1 << 16  # pixels of a row that one program can hold
+_INT32_SQUARES = 1 << 29  # squared distances below this, and their sums, are counted in int32
 
 first_bad_label = reference.first_bad_label  # asked for only where the caller waits for the device
 
@@ -79,7 +80,7 @@ def _task(
     if len(set(spacing)) > 1:
         dtype = torch.float32
     else:  # squares and their sums, exact
-        dtype = torch.int32 if sum(size**2 for size in labels.shape[1:]) < 1 << 29 else torch.float64
+        dtype = torch.int32 if sum(size**2 for size in labels.shape[1:]) < _INT32_SQUARES else torch.float64
     return _Task(labels, steps, dtype, classes, per_class, border, ignore_index)
 
 
