@@ -15,10 +15,11 @@ from rwkernels.backends import reference, triton, triton_maps
 pytestmark = pytest.mark.skipif(ptx.missing() is not None, reason=str(ptx.missing()))
 
 # Odd sizes; several blocks of rows and several strips of columns, along y and along z; axes of length 1.
-SHAPES = [(131,), (1, 29), (13, 37), (50, 150), (67, 1), (19, 5, 29), (11, 4, 40)]
+SHAPES = [(131,), (1, 29), (13, 37), (43, 150), (67, 1), (19, 5, 29), (11, 4, 40)]
 SPACING = (2.5, 0.4, 1.3)
 shapes = pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "x".join(map(str, shape)))
-few_shapes = pytest.mark.parametrize("shape", SHAPES[3::2], ids=lambda shape: "x".join(map(str, shape)))
+few_shapes = pytest.mark.parametrize("shape", [(43, 150), (19, 5, 29)], ids=["43x150", "19x5x29"])
+only_sm_90 = pytest.mark.parametrize("device", [90], indirect=True, ids=["sm_90"])
 LABEL_DTYPES = [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64]
 
 
@@ -32,7 +33,7 @@ def device(request):
 
 
 @pytest.fixture(autouse=True)
-def _fresh(device):
+def _forget(device):
     device.launches.clear()
 
 
@@ -68,12 +69,14 @@ def test_anisotropic_distances_are_those_of_scipy(name, shape, device):
     assert_same(_distance(labels, spacing=spacing), scipy_distance(labels, spacing))
 
 
+@only_sm_90
 @pytest.mark.parametrize("scale", [0.37, 1e-3, 40.0])
 def test_one_number_scales_the_distances(scale, device):
-    labels = _labels("blobs", (50, 150))
+    labels = _labels("blobs", (43, 150))
     assert_same(_distance(labels, spacing=scale), scipy_distance(labels, scale))
 
 
+@only_sm_90
 @few_shapes
 @pytest.mark.parametrize("name", ["blobs", "uniform", "corner"])
 def test_a_black_border_is_a_ring_of_another_label(name, shape, device):
@@ -84,6 +87,7 @@ def test_a_black_border_is_a_ring_of_another_label(name, shape, device):
     assert_same(found, scipy_distance(labels, spacing, black_border=True))
 
 
+@only_sm_90
 @pytest.mark.parametrize("name", ["one-odd-pixel", "sparse", "corner"])
 def test_a_row_wider_than_a_tile_takes_a_program_of_its_own(name, device):
     labels = _labels(name, (5, 2051))
@@ -91,7 +95,19 @@ def test_a_row_wider_than_a_tile_takes_a_program_of_its_own(name, device):
     assert [launch.name for launch in device.launches] == ["row_pass", "block_minima", "column_pass"]
 
 
-@pytest.mark.parametrize("shape", [(40, 70), (9, 10, 21)], ids=["2d", "3d"])
+@only_sm_90
+@pytest.mark.parametrize("name", ["blobs", "sparse", "one-odd-pixel", "corner", "uniform"])
+@pytest.mark.parametrize("shape", [(171, 13), (171, 2, 19)], ids=["2d", "3d"])
+def test_a_long_line_is_looked_at_in_groups_of_blocks(shape, name, device, monkeypatch):
+    monkeypatch.setattr(triton_maps, "_DEEP", 4)
+    labels, spacing = _labels(name, shape), SPACING[: len(shape)]
+    assert torch.equal(_distance(labels, squared=True), _squares(labels))
+    assert_same(_distance(labels, spacing=spacing), scipy_distance(labels, spacing))
+    assert device.launches[-1].arguments["DEEP"]
+
+
+@only_sm_90
+@pytest.mark.parametrize("shape", [(43, 150), (19, 5, 29)], ids=["2d", "3d"])
 def test_squares_beyond_32_bits_are_kept_in_float64(shape, device, monkeypatch):
     monkeypatch.setattr(triton_maps, "_INT32_SQUARES", 0)
     for name in ("blobs", "one-odd-pixel", "uniform"):
@@ -103,6 +119,7 @@ def test_squares_beyond_32_bits_are_kept_in_float64(shape, device, monkeypatch):
     assert_same(maps.foreground, expected)
 
 
+@only_sm_90
 @pytest.mark.parametrize("dtype", LABEL_DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
 def test_labels_of_every_integer_dtype_are_told_apart(dtype, device):
     limits = torch.iinfo(dtype)
@@ -123,12 +140,13 @@ def test_rectified_map_is_the_reference_rounded(name, spacing, shape, device):
     assert_same(maps.foreground, reference.rectified(labels, 4, steps))
 
 
+@only_sm_90
 @pytest.mark.parametrize("ignore_index", [1, 3, 255, -1])
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int64], ids=["uint8", "int64"])
 def test_ignored_pixels_hold_zero_bound_regions_and_do_not_count(dtype, ignore_index, device):
-    labels = _labels("blobs", (21, 37), dtype)
+    labels = _labels("blobs", (13, 37), dtype)
     stored = ignore_index if dtype == torch.int64 or ignore_index >= 0 else 9
-    labels[:, 3:9, 5:30] = stored
+    labels[:, 3:7, 5:30] = stored
     classes = 4 if stored == ignore_index else 10
     maps = rw.rectified_map(labels, classes, ignore_index=ignore_index, validate=False, backend="triton")
     assert_same(maps.foreground, reference.rectified(labels, classes, (1.0, 1.0), ignore_index=ignore_index))
@@ -137,6 +155,7 @@ def test_ignored_pixels_hold_zero_bound_regions_and_do_not_count(dtype, ignore_i
     assert_same(found, reference.boundary(labels, classes, (1.0, 1.0), ignore_index=ignore_index))
 
 
+@only_sm_90
 def test_an_out_of_range_label_holds_nan_and_reads_nothing_else(device):
     labels = torch.tensor([[[0, 9, -5, 1, 2**40]]])
     maps = rw.rectified_map(labels, 2, validate=False, backend="triton")
@@ -144,9 +163,10 @@ def test_an_out_of_range_label_holds_nan_and_reads_nothing_else(device):
     assert dense.isnan().all(0).tolist() == [False, True, True, False, True]
 
 
+@only_sm_90
 @pytest.mark.parametrize("spacing", [(1.0, 1.0), (0.5, 2.0)], ids=["isotropic", "anisotropic"])
 def test_class_maxima_divide_and_the_ratio_stops_at_one(spacing, device):
-    labels = _labels("blobs", (21, 37))
+    labels = _labels("blobs", (13, 37))
     labels[1] = 2
     maxima = torch.tensor([[2.0, 40.0, 3.5], [1.0, 1.0, 5.0]])
     found = rw.rectified_map(labels, 3, spacing=spacing, class_max=maxima, backend="triton").foreground
@@ -164,6 +184,7 @@ def test_distances_to_every_class_are_those_of_scipy(name, shape, device):
     assert_same(found, scipy_class_distance(labels, 4, spacing))
 
 
+@only_sm_90
 @few_shapes
 @pytest.mark.parametrize("name", ["blobs", "without-class-one", "uniform"])
 def test_boundary_map_is_the_reference_rounded(name, shape, device):
@@ -177,10 +198,11 @@ def test_boundary_map_is_the_reference_rounded(name, shape, device):
     assert_same(found, expected, rtol=2e-6, atol=1e-6)  # an inside distance may cancel the offset
 
 
+@only_sm_90
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=["fp32", "fp16", "bf16"])
 @pytest.mark.parametrize("per_pixel", [False, True], ids=["number-background", "pixel-background"])
 def test_a_dense_map_is_written_in_every_dtype(per_pixel, dtype, device):
-    labels = _labels("blobs", (21, 37), torch.int64)
+    labels = _labels("blobs", (13, 37), torch.int64)
     labels[:, 2] = -1
     foreground, background = torch.rand(2, *labels.shape, generator=torch.Generator().manual_seed(3))
     scale = torch.tensor([0.5, 2.0, 1.25])
@@ -190,6 +212,7 @@ def test_a_dense_map_is_written_in_every_dtype(per_pixel, dtype, device):
     assert [launch.name for launch in device.launches] == ["write_dense"]
 
 
+@only_sm_90
 def test_runs_differ_in_nothing_and_used_memory_is_no_obstacle(device):
     labels = _labels("blobs", (19, 5, 29))
     first = rw.rectified_map(labels, 3, spacing=SPACING, backend="triton")

@@ -83,14 +83,15 @@ def row_pass(
         tl.store(count + program, tl.cast(0, tl.int64), mask=program < batch)
     outer = tl.cast(program // blocks, tl.int64)
     block = program % blocks
-    y = block * ROWS + tl.arange(0, ROWS)[:, None]
+    t = tl.arange(0, ROWS)[:, None]
+    y = block * ROWS + t
     x = tl.arange(0, WIDTH)[None, :]
     inside = (y < n) & (x < width)
+    first = tl.cast(block * ROWS, tl.int64) * width
     source = outer
     if CLASSES:
         source = outer // (classes * slices) * slices + outer % slices
-    labels += source * n * width
-    at = labels + y * width + x
+    at = labels + (source * n * width + first) + (t * width + x)
     here = tl.load(at, mask=inside, other=0)
     if CLASSES:
         starts = inside & (here == outer // slices % classes)
@@ -120,7 +121,7 @@ def row_pass(
         last_row = last_row & (here != tl.load(at - width, mask=last_row, other=0))
         field = tl.where(next_row, -field, field)
         lowest = tl.where(next_row | last_row, tl.zeros_like(lowest), lowest)
-    tl.store(out + outer * n * width + y * width + x, field, mask=inside)
+    tl.store(out + (outer * n * width + first) + (t * width + x), field, mask=inside)
     if minima is not None:
         lowest = tl.min(lowest, 0, keep_dims=True)
         tl.store(minima + (outer * blocks + block) * width + x, lowest, mask=x < width)
@@ -143,6 +144,71 @@ def block_minima(field, minima, n, inner, blocks, strips, ROWS: tl.constexpr, LA
     lowest = tl.where((here < 0) | (above < 0), tl.zeros_like(here), here)
     lowest = tl.min(lowest, 0, keep_dims=True)
     tl.store(minima + (outer * blocks + block) * inner + x, lowest, mask=x < inner)
+
+
+@triton.jit
+def _further(nearest, gap, rows: tl.constexpr, spacing):
+    """Squared length of `gap + rows` rows, from that of `gap`.
+
+    Only int32 makes use of `nearest`. It is a sum there, not a product: the compiler would merge a product with the
+    addition to a row, and lose the one instruction that adds and takes the minimum.
+    """
+    T: tl.constexpr = nearest.dtype
+    if tl.int32 == T:
+        result = nearest + (2 * rows * gap + rows * rows)
+    else:
+        result = _square(tl.cast(gap + rows, tl.int32), spacing, T)
+    return result
+
+
+@triton.jit
+def _from_below(row):
+    """What a row holds for those below it: 0 if the next row, nearer by one, has another label."""
+    return tl.maximum(row, tl.zeros_like(row))
+
+
+@triton.jit
+def _from_above(row, nearer):
+    """What a row holds for those above it, likewise; `nearer` is the row before it."""
+    return tl.where(nearer < 0, tl.zeros_like(row), tl.abs(row))
+
+
+@triton.jit
+def _highest(values):
+    """The largest of a tile of numbers that are not negative; float32 has no reduction of its own on most devices."""
+    if values.dtype == tl.float32:
+        result = tl.max(values.to(tl.int32, bitcast=True)).to(tl.float32, bitcast=True)
+    else:
+        result = tl.max(values)
+    return result
+
+
+@triton.jit
+def _goes_on(gap, above, below, blocks, worst, spacing):
+    """Whether blocks are left, and as near as the worst result."""
+    T: tl.constexpr = worst.dtype
+    return ((above >= 0) | (below < blocks)) & (_square(tl.cast(gap, tl.int32), spacing, T) < _highest(worst))
+
+
+@triton.jit
+def _can_lower(low, nearest, worst):
+    """Whether what is as low as `low`, at a squared distance of `nearest`, is less than some result."""
+    if low.dtype == tl.int32:
+        result = tl.max(worst - low) > nearest
+    else:
+        result = tl.max((low + nearest < worst).to(tl.int32)) > 0
+    return result
+
+
+@triton.jit
+def _lowest(low_of, above, below, inner, blocks, COUNT: tl.constexpr):
+    """The least value of `COUNT` blocks each way; past an end, that of the last block there."""
+    low = tl.load(low_of + tl.cast(tl.maximum(above, 0), tl.int64) * inner)
+    for each in tl.static_range(COUNT):
+        if each > 0:
+            low = tl.minimum(low, tl.load(low_of + tl.cast(tl.maximum(above - each, 0), tl.int64) * inner))
+        low = tl.minimum(low, tl.load(low_of + tl.cast(tl.minimum(below + each, blocks - 1), tl.int64) * inner))
+    return low
 
 
 @triton.jit
@@ -178,6 +244,8 @@ def column_pass(
     inside_offset,
     ROWS: tl.constexpr,
     LANES: tl.constexpr,
+    GROUP: tl.constexpr,  # blocks that are looked at together, further out
+    DEEP: tl.constexpr,  # whether the line is long enough for that
     GIVES: tl.constexpr,  # "field" for the next axis, "distance", "squared", "rectified", "boundary"
     CLASSES: tl.constexpr,
     BORDER: tl.constexpr,
@@ -192,60 +260,87 @@ def column_pass(
     x = strip * LANES + tl.arange(0, LANES)[None, :]
     t = tl.arange(0, ROWS)[:, None]
     y = block * ROWS + t
-    lane = x < inner
-    mine = lane & (y < n)
-    row_of = field + outer * n * inner + x
-    low_of = minima + outer * blocks * inner + x
+    mine = (y < n) & (x < inner)
+    # What is outside is read as what lies at the edge, where it is as low and nearer: no load needs a mask.
+    column = tl.minimum(x, inner - 1)
+    row_of = field + outer * n * inner + column
+    low_of = minima + outer * blocks * inner + column
 
-    best = tl.abs(tl.load(row_of + tl.cast(y, tl.int64) * inner, mask=mine, other=0))
+    best = tl.where(mine, FAR, tl.zeros([ROWS, LANES], T))
     if BORDER:
-        best = tl.minimum(best, tl.where(mine, _square(tl.minimum(y + 1, n - y), spacing, T), tl.zeros_like(best)))
+        best = tl.minimum(best, _square(tl.minimum(y + 1, n - y), spacing, T))
+    rows = row_of + tl.cast(block * ROWS, tl.int64) * inner
+    last = n - 1 - block * ROWS
+    nearer = tl.zeros([1, LANES], T)
     for s in tl.static_range(ROWS):  # the program's own rows
-        row = tl.load(
-            row_of + tl.cast(block * ROWS + s, tl.int64) * inner, mask=lane & (block * ROWS + s < n), other=FAR
-        )
-        best = tl.minimum(best, tl.abs(row) + _square(t - s, spacing, T))
-        if not CLASSES and s + 1 < ROWS:
-            change = tl.where(row < 0, tl.zeros_like(row), FAR)
-            best = tl.minimum(best, change + _square(tl.where(t <= s, s + 1 - t, t - s), spacing, T))
+        row = tl.load(rows + tl.minimum(s, last) * inner)
+        own = tl.where(t > s, _from_below(row), tl.where(t < s, _from_above(row, nearer), tl.abs(row)))
+        best = tl.minimum(best, own + _square(t - s, spacing, T))
+        nearer = row
+    best = tl.where(mine, best, tl.zeros_like(best))
 
     # Bounds from above: some pixel of a block is as low as its minimum, at most one row beyond its far end.
+    worst = tl.max(best, 0, keep_dims=True)
     gap = 1
     above = block - 1
     below = block + 1
-    while ((above >= 0) | (below < blocks)) & (_square(tl.cast(gap, tl.int32), spacing, T) < tl.max(best)):
-        low = tl.load(low_of + tl.cast(above, tl.int64) * inner, mask=lane & (above >= 0), other=FAR)
-        best = tl.minimum(best, low + _square(gap + ROWS + t, spacing, T))
-        low = tl.load(low_of + tl.cast(below, tl.int64) * inner, mask=lane & (below < blocks), other=FAR)
-        best = tl.minimum(best, low + _square(gap + ROWS + (ROWS - 1 - t), spacing, T))
+    while _goes_on(gap, above, below, blocks, worst, spacing) & ((not DEEP) | (gap < GROUP * ROWS)):
+        low = _lowest(low_of, above, below, inner, blocks, 1)
+        worst = tl.minimum(worst, low + _square(tl.cast(gap + 2 * ROWS - 1, tl.int32), spacing, T))
         gap += ROWS
         above -= 1
         below += 1
+    if DEEP:
+        while _goes_on(gap, above, below, blocks, worst, spacing):
+            low = _lowest(low_of, above, below, inner, blocks, GROUP)
+            worst = tl.minimum(worst, low + _square(tl.cast(gap + (GROUP + 1) * ROWS - 1, tl.int32), spacing, T))
+            gap += GROUP * ROWS
+            above -= GROUP
+            below += GROUP
 
     # The blocks that can lower a result, from near to far.
     gap = 1
+    nearest = _square(tl.cast(gap, tl.int32), spacing, T)
     above = block - 1
     below = block + 1
-    while ((above >= 0) | (below < blocks)) & (_square(tl.cast(gap, tl.int32), spacing, T) < tl.max(best)):
-        nearest = _square(tl.cast(gap, tl.int32), spacing, T)
-        low = tl.load(low_of + tl.cast(above, tl.int64) * inner, mask=lane & (above >= 0), other=FAR)
-        if tl.max((low + nearest < tl.max(best, 0, keep_dims=True)).to(tl.int32)) > 0:
-            for s in tl.static_range(ROWS):
-                row = tl.load(row_of + tl.cast(above * ROWS + ROWS - 1 - s, tl.int64) * inner, mask=lane, other=FAR)
-                # Negative: the next row, nearer by one, has another label than this one.
-                best = tl.minimum(best, tl.maximum(row, tl.zeros_like(row)) + _square(gap + s + t, spacing, T))
-        low = tl.load(low_of + tl.cast(below, tl.int64) * inner, mask=lane & (below < blocks), other=FAR)
-        if tl.max((low + nearest < tl.max(best, 0, keep_dims=True)).to(tl.int32)) > 0:
-            nearer = tl.load(row_of + tl.cast(below * ROWS - 1, tl.int64) * inner, mask=lane, other=FAR)
-            for s in tl.static_range(ROWS):
-                at = below * ROWS + s
-                row = tl.load(row_of + tl.cast(at, tl.int64) * inner, mask=lane & (at < n), other=FAR)
-                value = tl.where(nearer < 0, tl.zeros_like(row), tl.abs(row))
-                best = tl.minimum(best, value + _square(gap + s + (ROWS - 1 - t), spacing, T))
-                nearer = row
-        gap += ROWS
-        above -= 1
-        below += 1
+    while _goes_on(gap, above, below, blocks, worst, spacing):
+        steps = blocks
+        if DEEP:
+            low = _lowest(low_of, above, below, inner, blocks, GROUP)
+            steps = tl.where(_can_lower(low, nearest, worst), GROUP, 0)
+            if steps == 0:
+                nearest = _further(nearest, gap, GROUP * ROWS, spacing)
+                gap += GROUP * ROWS
+                above -= GROUP
+                below += GROUP
+        while (steps > 0) & _goes_on(gap, above, below, blocks, worst, spacing):
+            low_above = tl.load(low_of + tl.cast(tl.maximum(above, 0), tl.int64) * inner)
+            low_below = tl.load(low_of + tl.cast(tl.minimum(below, blocks - 1), tl.int64) * inner)
+            if (above >= 0) & _can_lower(low_above, nearest, worst):
+                rows = row_of + tl.cast(above * ROWS, tl.int64) * inner
+                for s in tl.static_range(ROWS):
+                    value = _from_below(tl.load(rows + (ROWS - 1 - s) * inner))
+                    for u in tl.static_range(ROWS):
+                        candidate = value + _further(nearest, gap, s + u, spacing)
+                        best = tl.minimum(best, tl.where(t == u, candidate, FAR))
+                worst = tl.minimum(worst, tl.max(best, 0, keep_dims=True))
+            if (below < blocks) & _can_lower(low_below, nearest, worst):
+                rows = row_of + tl.cast(below * ROWS, tl.int64) * inner
+                last = n - 1 - below * ROWS
+                nearer = tl.load(rows - inner)
+                for s in tl.static_range(ROWS):
+                    row = tl.load(rows + tl.minimum(s, last) * inner)
+                    value = _from_above(row, nearer)
+                    for u in tl.static_range(ROWS):
+                        candidate = value + _further(nearest, gap, s + u, spacing)
+                        best = tl.minimum(best, tl.where(t == ROWS - 1 - u, candidate, FAR))
+                    nearer = row
+                worst = tl.minimum(worst, tl.max(best, 0, keep_dims=True))
+            nearest = _further(nearest, gap, ROWS, spacing)
+            gap += ROWS
+            above -= 1
+            below += 1
+            steps -= 1
 
     here = outer * n * inner + tl.cast(y, tl.int64) * inner + x
     if GIVES == "field":
@@ -302,7 +397,7 @@ def rectify(
     """Foreground of Eq. 4: minus the distance over the largest of its class."""
     T: tl.constexpr = squared.dtype.element_ty
     image = tl.cast(tl.program_id(0) // blocks, tl.int64)
-    pixel = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
+    pixel = tl.cast(tl.program_id(0) % blocks, tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = pixel < pixels
     value = tl.load(squared + image * pixels + pixel, mask=mask, other=0)
     given = tl.load(labels + image * pixels + pixel, mask=mask, other=0)
@@ -338,7 +433,7 @@ def write_dense(
 ):
     """The dense map that a compact one stands for: reads a pixel once and writes all its classes."""
     image = tl.cast(tl.program_id(0) // blocks, tl.int64)
-    pixel = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
+    pixel = tl.cast(tl.program_id(0) % blocks, tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = pixel < pixels
     given = tl.load(labels + image * pixels + pixel, mask=mask, other=0)
     fg = tl.load(foreground + image * pixels + pixel, mask=mask, other=0.0).to(tl.float32)

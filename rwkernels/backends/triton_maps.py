@@ -6,6 +6,7 @@ How many launches depends on the shape of an image alone, and nothing waits for 
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Sequence
 from functools import cache
 from typing import Any, NamedTuple
@@ -16,9 +17,13 @@ from torch import Tensor
 from rwkernels.backends import reference
 from rwkernels.backends.triton_launch import blocks_of, launch
 
+_LANES = 64  # columns of a program: two a thread
 _ROWS = 8  # of a program of a column pass, and of a block whose least value is known
+_GROUP = 8  # blocks that are looked at together, in lines of more than `_DEEP` blocks
+_DEEP = 64
 _STREAM = 1024  # pixels of a program of the kernels that only stream
 _WIDEST = 1 << 16  # pixels of a row that one program can hold
+_LARGEST = 1 << 28  # pixels of a slice, so that int32 counts those of eight
 _INT32_SQUARES = 1 << 29  # squared distances below this, and their sums, are counted in int32
 
 first_bad_label = reference.first_bad_label  # asked for only where the caller waits for the device
@@ -160,19 +165,13 @@ def _rows(task: _Task, field: Tensor, result: _Result) -> Tensor:
     return _minima(field, sizes) if minima is None else minima
 
 
-def _lanes(inner: int) -> int:
-    """Columns of a program: 4 a thread where there are as many."""
-    return min(max(_power_of_two(inner), 32), 128)
-
-
 def _minima(field: Tensor, sizes: tuple[int, int, int]) -> Tensor:
     """The least value of every block of rows of a field [outer, n, inner]."""
     outer, n, inner = sizes
-    lanes = _lanes(inner)
-    blocks, strips = blocks_of(n, _ROWS), blocks_of(inner, lanes)
+    blocks, strips = blocks_of(n, _ROWS), blocks_of(inner, _LANES)
     minima = _empty(field, (outer * blocks * inner,), field.dtype)
     arguments = (field, minima, n, inner, blocks, strips)
-    _launch("block_minima", outer * blocks * strips, 32, *arguments, ROWS=_ROWS, LANES=lanes)
+    _launch("block_minima", outer * blocks * strips, 32, *arguments, ROWS=_ROWS, LANES=_LANES)
     return minima
 
 
@@ -181,8 +180,8 @@ def _columns(
 ) -> None:
     """The pass along `axis` of (z, y, x), which is the middle one of a field [outer, n, inner]."""
     outer, n, inner = sizes
-    lanes = _lanes(inner)
-    blocks, strips = blocks_of(n, _ROWS), blocks_of(inner, lanes)
+    blocks, strips = blocks_of(n, _ROWS), blocks_of(inner, _LANES)
+    needs_labels = result.kind in ("rectified", "boundary") or (result.kind == "field" and not task.per_class)
     _launch(
         "column_pass",
         outer * blocks * strips,
@@ -190,7 +189,7 @@ def _columns(
         field,
         minima,
         result.out,
-        task.labels,
+        task.labels if needs_labels else None,
         result.inside,
         result.maxima,
         result.counted,
@@ -205,21 +204,23 @@ def _columns(
         result.absent,
         result.inside_offset,
         ROWS=_ROWS,
-        LANES=lanes,
+        LANES=_LANES,
+        GROUP=_GROUP,
+        DEEP=blocks > _DEEP,
         GIVES=result.kind,
         **task.settings(result.kind, axis > 2 - task.axes),
     )
 
 
-def _too_wide(labels: Tensor) -> bool:
-    return labels.shape[-1] > _WIDEST
+def _too_large(labels: Tensor) -> bool:
+    return labels.shape[-1] > _WIDEST or math.prod(labels.shape[2:]) >= _LARGEST
 
 
 def fill_distance(out: Tensor, labels: Tensor, spacing: Sequence[float], squared: bool, black_border: bool) -> None:
     """See `Backend`."""
     if labels.numel() == 0:
         return
-    if _too_wide(labels):
+    if _too_large(labels):
         reference.fill_distance(out, labels, spacing, squared, black_border)
         return
     result = _Result("squared" if squared else "distance", out)
@@ -236,7 +237,7 @@ def fill_class_distance(
     validate: bool,
 ) -> int:
     """See `Backend`."""
-    if labels.numel() == 0 or _too_wide(labels):
+    if labels.numel() == 0 or _too_large(labels):
         return reference.fill_class_distance(out, labels, num_classes, spacing, squared, ignore_index, validate)
     task = _task(labels, spacing, classes=num_classes, per_class=True, ignore_index=ignore_index)
     _transform(task, _Result("squared" if squared else "distance", out))
@@ -255,7 +256,7 @@ def fill_rectified(
     validate: bool,
 ) -> tuple[int, int]:
     """See `Backend`."""
-    if labels.numel() == 0 or _too_wide(labels):
+    if labels.numel() == 0 or _too_large(labels):
         return reference.fill_rectified(
             out, count, labels, num_classes, spacing, class_max, black_border, ignore_index, validate
         )
@@ -301,7 +302,7 @@ def fill_boundary(
     validate: bool,
 ) -> int:
     """See `Backend`."""
-    if labels.numel() == 0 or _too_wide(labels):
+    if labels.numel() == 0 or _too_large(labels):
         return reference.fill_boundary(
             out, labels, num_classes, spacing, absent, inside_offset, black_border, ignore_index, validate
         )
