@@ -55,7 +55,7 @@ def _far(T: tl.constexpr):
 def row_pass(
     labels,  # [outer, n, width]; for classes, one image serves `classes` runs of rows
     out,  # the field [outer, n, width]
-    minima,  # [outer, blocks, width]; None: left to `block_minima`
+    minima,  # [outer, blocks, width]
     maxima,  # [batch, classes], set to 0 here; may be None
     count,  # [batch], set to 0 here with them
     n,
@@ -68,6 +68,7 @@ def row_pass(
     spacing,
     WIDTH: tl.constexpr,
     ROWS: tl.constexpr,
+    TILE: tl.constexpr,  # rows that a program holds at once
     K_TILE: tl.constexpr,
     CLASSES: tl.constexpr,  # distances to every class instead of to another label
     BORDER: tl.constexpr,
@@ -76,55 +77,58 @@ def row_pass(
     """Squared distances within rows, signed for the next axis, and the least of every `ROWS` rows."""
     T: tl.constexpr = out.dtype.element_ty
     FAR = _far(T)
+    NEVER: tl.constexpr = 1 << 20
     program = tl.program_id(0)
     if maxima is not None:  # before any program of the last pass adds to them
         k = tl.arange(0, K_TILE)
         tl.store(maxima + tl.cast(program, tl.int64) * classes + k, 0, mask=(k < classes) & (program < batch))
         tl.store(count + program, tl.cast(0, tl.int64), mask=program < batch)
-    outer = tl.cast(program // blocks, tl.int64)
+    run = program // blocks  # divided as int32: a division of int64 is a call
     block = program % blocks
-    t = tl.arange(0, ROWS)[:, None]
-    y = block * ROWS + t
+    source = run
+    if CLASSES:
+        source = run // (classes * slices) * slices + run % slices
+    outer = tl.cast(run, tl.int64)
     x = tl.arange(0, WIDTH)[None, :]
-    inside = (y < n) & (x < width)
-    first = tl.cast(block * ROWS, tl.int64) * width
-    source = outer
-    if CLASSES:
-        source = outer // (classes * slices) * slices + outer % slices
-    at = labels + (source * n * width + first) + (t * width + x)
-    here = tl.load(at, mask=inside, other=0)
-    if CLASSES:
-        starts = inside & (here == outer // slices % classes)
-        if IGNORE:
-            starts = starts & (here != ignore_index)
-        ends = starts
-    else:
-        starts = inside & (x > 0)
-        starts = starts & (here != tl.load(at - 1, mask=starts, other=0))
-        ends = inside & (x < width - 1)
-        ends = ends & (here != tl.load(at + 1, mask=ends, other=0))
-        if BORDER:
-            starts = starts | (x == 0)
-            ends = ends | (x == width - 1)
-    NEVER: tl.constexpr = 1 << 20
-    before = tl.associative_scan(tl.where(starts, x, -NEVER), 1, _larger)
-    after = tl.associative_scan(tl.where(ends, x, NEVER), 1, _smaller, reverse=True)
-    steps = tl.minimum(x - before, after - x)
-    if not CLASSES:  # to the pixel beyond the change
-        steps += 1
-    field = tl.where(steps <= width, _square(steps, spacing, T), FAR)
-    lowest = tl.where(inside, field, FAR)
-    if not CLASSES:
-        next_row = inside & (y < n - 1)
-        next_row = next_row & (here != tl.load(at + width, mask=next_row, other=0))
-        last_row = inside & (y > 0)
-        last_row = last_row & (here != tl.load(at - width, mask=last_row, other=0))
-        field = tl.where(next_row, -field, field)
-        lowest = tl.where(next_row | last_row, tl.zeros_like(lowest), lowest)
-    tl.store(out + (outer * n * width + first) + (t * width + x), field, mask=inside)
-    if minima is not None:
-        lowest = tl.min(lowest, 0, keep_dims=True)
-        tl.store(minima + (outer * blocks + block) * width + x, lowest, mask=x < width)
+    lowest = tl.full([1, WIDTH], FAR, T)
+    for step in range(0, ROWS, TILE):
+        first = block * ROWS + step
+        t = tl.arange(0, TILE)[:, None]
+        y = first + t
+        inside = (y < n) & (x < width)
+        start = tl.cast(first, tl.int64) * width
+        at = labels + (tl.cast(source, tl.int64) * n * width + start) + (t * width + x)
+        here = tl.load(at, mask=inside, other=0)
+        if CLASSES:
+            starts = inside & (here == run // slices % classes)
+            if IGNORE:
+                starts = starts & (here != ignore_index)
+            ends = starts
+        else:
+            starts = inside & (x > 0)
+            starts = starts & (here != tl.load(at - 1, mask=starts, other=0))
+            ends = inside & (x < width - 1)
+            ends = ends & (here != tl.load(at + 1, mask=ends, other=0))
+            if BORDER:
+                starts = starts | (x == 0)
+                ends = ends | (x == width - 1)
+        before = tl.associative_scan(tl.where(starts, x, -NEVER), 1, _larger)
+        after = tl.associative_scan(tl.where(ends, x, NEVER), 1, _smaller, reverse=True)
+        steps = tl.minimum(x - before, after - x)
+        if not CLASSES:  # to the pixel beyond the change
+            steps += 1
+        field = tl.where(steps <= width, _square(steps, spacing, T), FAR)
+        low = tl.where(inside, field, FAR)
+        if not CLASSES:
+            next_row = inside & (y < n - 1)
+            next_row = next_row & (here != tl.load(at + width, mask=next_row, other=0))
+            last_row = inside & (y > 0)
+            last_row = last_row & (here != tl.load(at - width, mask=last_row, other=0))
+            field = tl.where(next_row, -field, field)
+            low = tl.where(next_row | last_row, tl.zeros_like(low), low)
+        tl.store(out + (outer * n * width + start) + (t * width + x), field, mask=inside)
+        lowest = tl.minimum(lowest, tl.min(low, 0, keep_dims=True))
+    tl.store(minima + (outer * blocks + block) * width + x, lowest, mask=x < width)
 
 
 @triton.jit(do_not_specialize=["n", "inner", "blocks", "strips"])
@@ -256,7 +260,8 @@ def column_pass(
     FAR = _far(T)
     strip = tl.program_id(0) % strips
     block = tl.program_id(0) // strips % blocks
-    outer = tl.cast(tl.program_id(0) // strips // blocks, tl.int64)
+    run = tl.program_id(0) // strips // blocks  # divided as int32: a division of int64 is a call
+    outer = tl.cast(run, tl.int64)
     x = strip * LANES + tl.arange(0, LANES)[None, :]
     t = tl.arange(0, ROWS)[:, None]
     y = block * ROWS + t
@@ -317,19 +322,21 @@ def column_pass(
             low_above = tl.load(low_of + tl.cast(tl.maximum(above, 0), tl.int64) * inner)
             low_below = tl.load(low_of + tl.cast(tl.minimum(below, blocks - 1), tl.int64) * inner)
             if (above >= 0) & _can_lower(low_above, nearest, worst):
-                rows = row_of + tl.cast(above * ROWS, tl.int64) * inner
+                rows = row_of + tl.cast(above * ROWS + ROWS - 1, tl.int64) * inner
                 for s in tl.static_range(ROWS):
-                    value = _from_below(tl.load(rows + (ROWS - 1 - s) * inner))
+                    value = _from_below(tl.load(rows))
+                    rows -= inner
                     for u in tl.static_range(ROWS):
                         candidate = value + _further(nearest, gap, s + u, spacing)
                         best = tl.minimum(best, tl.where(t == u, candidate, FAR))
                 worst = tl.minimum(worst, tl.max(best, 0, keep_dims=True))
             if (below < blocks) & _can_lower(low_below, nearest, worst):
-                rows = row_of + tl.cast(below * ROWS, tl.int64) * inner
-                last = n - 1 - below * ROWS
-                nearer = tl.load(rows - inner)
+                rows = row_of + tl.cast(below * ROWS - 1, tl.int64) * inner
+                left = n - below * ROWS
+                nearer = tl.load(rows)
                 for s in tl.static_range(ROWS):
-                    row = tl.load(rows + tl.minimum(s, last) * inner)
+                    rows += tl.where(s < left, inner, 0)
+                    row = tl.load(rows)
                     value = _from_above(row, nearer)
                     for u in tl.static_range(ROWS):
                         candidate = value + _further(nearest, gap, s + u, spacing)
@@ -345,18 +352,18 @@ def column_pass(
     here = outer * n * inner + tl.cast(y, tl.int64) * inner + x
     if GIVES == "field":
         if not CLASSES:
-            later = mine & (outer % slices < slices - 1)
+            later = mine & (run % slices < slices - 1)
             given = tl.load(labels + here, mask=mine, other=0)
             changes = later & (given != tl.load(labels + here + tl.cast(n, tl.int64) * inner, mask=later, other=0))
             best = tl.where(changes, -best, best)
         tl.store(out + here, best, mask=mine)
     elif GIVES == "boundary":
-        there = outer // classes * n * inner + tl.cast(y, tl.int64) * inner + x
+        there = tl.cast(run // classes, tl.int64) * n * inner + tl.cast(y, tl.int64) * inner + x
         given = tl.load(labels + there, mask=mine, other=0)
         own = tl.load(inside + there, mask=mine, other=0.0)
         own = tl.where(own == float("inf"), 0.0, inside_offset - own)
         value = _finished(best, spacing, False, T)
-        value = tl.where(given == outer % classes, own, tl.where(value == float("inf"), absent, value))
+        value = tl.where(given == run % classes, own, tl.where(value == float("inf"), absent, value))
         if IGNORE:
             value = tl.where(given == ignore_index, 0.0, value)
         tl.store(out + here, value, mask=mine)

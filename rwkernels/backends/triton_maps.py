@@ -17,8 +17,8 @@ from torch import Tensor
 from rwkernels.backends import reference
 from rwkernels.backends.triton_launch import blocks_of, launch
 
-_LANES = 64  # columns of a program: two a thread
 _ROWS = 8  # of a program of a column pass, and of a block whose least value is known
+_TILE = 1024  # pixels that a program of the row pass holds at once, if a row is not longer
 _GROUP = 8  # blocks that are looked at together, in lines of more than `_DEEP` blocks
 _DEEP = 64
 _STREAM = 1024  # pixels of a program of the kernels that only stream
@@ -135,15 +135,13 @@ def _power_of_two(value: int) -> int:
 def _rows(task: _Task, field: Tensor, result: _Result) -> Tensor:
     """The pass along rows; returns the least values of the blocks of the next one."""
     z, y, x = task.sizes
-    width = _power_of_two(x)
-    rows = _ROWS if width <= 2048 else 1  # so that a thread holds at most 64 values
-    blocks = blocks_of(y, rows)
-    sizes = (task.images * z, y, x)
-    minima = _empty(field, (sizes[0] * blocks * x,), task.dtype) if rows == _ROWS else None
+    width, blocks, outer = _power_of_two(x), blocks_of(y, _ROWS), task.images * z
+    tile = max(min(_TILE // width, _ROWS), 1)
+    minima = _empty(field, (outer * blocks * x,), task.dtype)
     _launch(
         "row_pass",
-        sizes[0] * blocks,
-        min(max(width * rows // 16, 32), 512),
+        outer * blocks,
+        min(max(width * tile // 8, 32), 1024),  # 8 pixels a thread
         task.labels,
         field,
         minima,
@@ -158,20 +156,27 @@ def _rows(task: _Task, field: Tensor, result: _Result) -> Tensor:
         0 if task.ignore_index is None else task.ignore_index,
         task.steps[2],
         WIDTH=width,
-        ROWS=rows,
+        ROWS=_ROWS,
+        TILE=tile,
         K_TILE=_power_of_two(task.classes),
         **task.settings(result.kind, True),
     )
-    return _minima(field, sizes) if minima is None else minima
+    return minima
+
+
+def _lanes(dtype: torch.dtype) -> int:
+    """Columns of a program: two a thread, or one where a candidate takes more registers."""
+    return 64 if dtype == torch.int32 else 32
 
 
 def _minima(field: Tensor, sizes: tuple[int, int, int]) -> Tensor:
     """The least value of every block of rows of a field [outer, n, inner]."""
     outer, n, inner = sizes
-    blocks, strips = blocks_of(n, _ROWS), blocks_of(inner, _LANES)
+    lanes = _lanes(field.dtype)
+    blocks, strips = blocks_of(n, _ROWS), blocks_of(inner, lanes)
     minima = _empty(field, (outer * blocks * inner,), field.dtype)
     arguments = (field, minima, n, inner, blocks, strips)
-    _launch("block_minima", outer * blocks * strips, 32, *arguments, ROWS=_ROWS, LANES=_LANES)
+    _launch("block_minima", outer * blocks * strips, 32, *arguments, ROWS=_ROWS, LANES=lanes)
     return minima
 
 
@@ -180,7 +185,8 @@ def _columns(
 ) -> None:
     """The pass along `axis` of (z, y, x), which is the middle one of a field [outer, n, inner]."""
     outer, n, inner = sizes
-    blocks, strips = blocks_of(n, _ROWS), blocks_of(inner, _LANES)
+    lanes = _lanes(field.dtype)
+    blocks, strips = blocks_of(n, _ROWS), blocks_of(inner, lanes)
     needs_labels = result.kind in ("rectified", "boundary") or (result.kind == "field" and not task.per_class)
     _launch(
         "column_pass",
@@ -204,7 +210,7 @@ def _columns(
         result.absent,
         result.inside_offset,
         ROWS=_ROWS,
-        LANES=_LANES,
+        LANES=lanes,
         GROUP=_GROUP,
         DEEP=blocks > _DEEP,
         GIVES=result.kind,
