@@ -6,8 +6,9 @@ Every call of the transform is written down with the device, stream and allocato
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from itertools import count
 from types import ModuleType, SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -50,6 +51,7 @@ class State:
         self.calls: list[Call] = []
         self.allocated: dict[int, int] = {}  # what torch's allocator has handed out and not got back
         self.most = 0
+        self.pointers = count(1)
         self.arrays_from: list[Any] = []  # what CuPy made an array of
 
     def from_dlpack(self, array: Any, *, device: Any = None, copy: Any = None) -> ndarray:
@@ -57,7 +59,7 @@ class State:
         return ndarray(np.from_dlpack(array))
 
     def allocate(self, size: int, device: int, stream: int | None = None) -> int:
-        pointer = len(self.allocated) + 1
+        pointer = next(self.pointers)
         self.allocated[pointer] = size
         self.most = max(self.most, sum(self.allocated.values()))
         return pointer
@@ -89,7 +91,14 @@ class PythonFunctionAllocator:
         return _Memory(self, size)
 
 
-def _transform(state: State, float64: bool) -> Any:
+def _by_scipy(image: np.ndarray, sampling: Any = None, float64_distances: bool = False) -> np.ndarray:
+    found = ndimage.distance_transform_edt(image, sampling=sampling)
+    if image.all():  # cuCIM measures to a pixel that is not there
+        found = np.full(image.shape, 46340.0)
+    return found.astype(np.float64 if float64_distances else np.float32)
+
+
+def _transform(state: State, float64: bool, compute: Callable[..., np.ndarray]) -> Any:
     def distance_transform_edt(
         image: ndarray,
         sampling: Any = None,
@@ -105,12 +114,10 @@ def _transform(state: State, float64: bool) -> Any:
             raise NotImplementedError("Only 2D and 3D distance transforms are supported.")
         state.calls.append(Call(image.shape, image.dtype, sampling, state.device, state.stream))
         buffers = state.allocator(8 * max(image.shape) ** image.ndim) if state.allocator else None
-        if image.array.all():  # cuCIM measures to a pixel that is not there
-            found = np.full(image.shape, 46340.0)
-        else:
-            found = ndimage.distance_transform_edt(image.array, sampling=sampling)
-        del buffers
-        return ndarray(found.astype(np.float64 if float64_distances and float64 else np.float32))
+        try:
+            return ndarray(compute(image.array, sampling=sampling, float64_distances=float64_distances and float64))
+        finally:
+            del buffers
 
     return distance_transform_edt
 
@@ -122,7 +129,12 @@ def _module(name: str, **members: Any) -> ModuleType:
 
 
 def install(
-    monkeypatch: pytest.MonkeyPatch, *, with_cucim: bool = True, available: bool = True, before_14: bool = False
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    with_cucim: bool = True,
+    available: bool = True,
+    before_14: bool = False,
+    compute: Callable[..., np.ndarray] = _by_scipy,
 ) -> State:
     """Puts the stand-in where CuPy and cuCIM are imported from, and lets the backend run on the CPU with it."""
     state = State()
@@ -142,9 +154,11 @@ def install(
     )
     modules = {
         "cupy": _module("cupy", __version__="14.2.0", ndarray=ndarray, from_dlpack=state.from_dlpack, cuda=cuda),
-        "cupyx.scipy.ndimage": _module("cupyx.scipy.ndimage", distance_transform_edt=_transform(state, True)),
+        "cupyx.scipy.ndimage": _module("cupyx.scipy.ndimage", distance_transform_edt=_transform(state, True, compute)),
         "cucim": _module("cucim", __version__="26.10.0") if with_cucim else None,
-        "cucim.core.operations.morphology": _module("morphology", distance_transform_edt=_transform(state, False)),
+        "cucim.core.operations.morphology": _module(
+            "morphology", distance_transform_edt=_transform(state, False, compute)
+        ),
     }
     for package in ("cupyx", "cupyx.scipy", "cucim.core", "cucim.core.operations"):
         modules[package] = _module(package)
