@@ -1,6 +1,6 @@
 """The binaries of the Triton backend, compiled ahead of time: registers, spills and accesses that were promised.
 
-The launcher compiles them, for devices that are not there. `test_triton_launches.py` shows that its specialisations
+The launcher compiles them, for devices that are not there. `test_triton_launcher.py` shows that its specialisations
 are the ones that are looked at here.
 """
 
