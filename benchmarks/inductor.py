@@ -68,10 +68,19 @@ class Generated:
     phase: str  # "forward" or "backward"
     code: str
     inductor_bytes: int  # Inductor's own estimate of the bytes that its kernels read and write
+    no_cuda_graph_because: str | None  # why mode="reduce-overhead" would not capture it
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a compiled function, up to where its forward would run."""
+
+    graphs: list[Generated]  # those that were compiled anew for it, forward first
+    arguments: list[Any]  # of the forward: tensors of the caller, and numbers
 
 
 class _CodeIsComplete(Exception):
-    """Raised where the compiled code would start to run."""
+    """Raised where the compiled code would start to run, with its arguments."""
 
 
 def why_not() -> str | None:
@@ -98,15 +107,30 @@ def generated_code(fn: Callable[..., Any], inputs: Sequence[Any], dynamic: bool 
 
 def generated(fn: Callable[..., Any], inputs: Sequence[Any], dynamic: bool = False) -> list[Generated]:
     """As `generated_code`, with the phase of each graph and Inductor's estimate of its traffic."""
+    return calls(fn, [inputs], dynamic)[0].graphs
+
+
+def calls(fn: Callable[..., Any], inputs: Sequence[Sequence[Any]], dynamic: bool | None = None) -> list[Call]:
+    """What `torch.compile(fn, fullgraph=True, dynamic=dynamic)` makes of one call after the other."""
+    found = []
     graphs: list[Generated] = []
     with cuda_pretended(graphs):
-        arguments = pytree.tree_map_only(torch.Tensor, _on_cuda, tuple(inputs))
-        with contextlib.suppress(_CodeIsComplete):
-            torch.compile(fn, fullgraph=True, dynamic=dynamic)(*arguments)
-    return sorted(graphs, key=lambda graph: graph.phase == "backward")
+        compiled = torch.compile(fn, fullgraph=True, dynamic=dynamic)
+        for each in inputs:
+            leaves, structure = pytree.tree_flatten(tuple(each))
+            fakes = [on_cuda(leaf) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
+            given = {id(fake): leaf for fake, leaf in zip(fakes, leaves, strict=True)}
+            graphs.clear()
+            try:
+                compiled(*pytree.tree_unflatten(fakes, structure))
+                arguments = []  # nothing was left to run
+            except _CodeIsComplete as stop:
+                arguments = [given.get(id(value), value) for value in stop.args[0]]
+            found.append(Call(sorted(graphs, key=lambda graph: graph.phase == "backward"), arguments))
+    return found
 
 
-def _on_cuda(tensor: torch.Tensor) -> torch.Tensor:
+def on_cuda(tensor: torch.Tensor) -> torch.Tensor:
     fake = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cuda")
     return fake.requires_grad_(tensor.requires_grad)
 
@@ -149,7 +173,7 @@ def _patches(graphs: list[Generated]) -> list[Any]:
     from torch._inductor.graph import GraphLowering
 
     return [
-        *_device_patches(),
+        *device_patches(),
         python_backward(),
         mock.patch.object(
             UniformValueConstantFolder, "_deduce_value", _on_the_cpu(UniformValueConstantFolder._deduce_value)
@@ -178,16 +202,25 @@ def _on_the_cpu(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _keep_code(graph: Any, graphs: list[Generated]) -> Any:
-    def call(_: Any) -> NoReturn:
-        raise _CodeIsComplete
+    def call(arguments: list[Any]) -> NoReturn:
+        raise _CodeIsComplete(list(arguments))
 
     code = graph.codegen()[0]
     phase = "backward" if graph.is_backward else "forward"
-    graphs.append(Generated(phase, getattr(code, "value", code), graph.count_bytes()[0]))
+    graphs.append(Generated(phase, getattr(code, "value", code), graph.count_bytes()[0], _no_cuda_graph(graph)))
     return SimpleNamespace(call=call, __file__=f"{phase}.py", __name__=phase, key=None)
 
 
-def _device_patches() -> list[Any]:
+def _no_cuda_graph(graph: Any) -> str | None:
+    from torch._inductor.cudagraph_utils import check_multiple_devices_or_any_cpu_nodes
+
+    if graph.mutated_inputs:
+        return f"it changes its inputs {sorted(graph.mutated_inputs)}"
+    reason: str | None = graph.disable_cudagraphs_reason
+    return reason or check_multiple_devices_or_any_cpu_nodes(graph.device_node_mapping)
+
+
+def device_patches() -> list[Any]:
     """Patches that answer every question about the device that comes up on the way to the code."""
     import triton
     from torch._dynamo.device_interface import CudaInterface

@@ -1,9 +1,9 @@
 """`python -m benchmarks.traffic`: bytes of GPU memory that a forward and backward of the loss move, per pixel.
 
 It runs without a GPU: nothing is timed, bytes are counted. Eager PyTorch is counted operator by operator
-(`eager_traffic`); under `torch.compile`, the kernels that Inductor generates for a CUDA device are (`inductor`,
-`kernel_traffic`). Both are lower bounds, in favour of what is counted: within one kernel the caches are perfect.
-Maps are float32 whatever the logits are.
+(`eager_traffic`), our loss launch by launch (`launch_traffic`); under `torch.compile`, the kernels in the code that
+Inductor generates for a CUDA device are (`inductor`, `kernel_traffic`). All are lower bounds, in favour of what is
+counted: within one kernel the caches are perfect. Maps are float32 whatever the logits are, labels uint8.
 """
 
 from __future__ import annotations
@@ -19,17 +19,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks import eager_traffic, inductor, kernel_traffic
+import rwkernels as rw
+from benchmarks import eager_traffic, inductor, kernel_traffic, launch_traffic
 from benchmarks.moved import Moved, Traffic
+
+# Takes the number of classes, the type of the logits and the side of the BATCH square images, and gives bytes.
+Contender = Callable[[int, torch.dtype, int], Moved]
 
 BATCH, SIDE = 2, 512
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 EAGER = "eager"
 COMPILED = "torch.compile"
-# Rows that the table is to have. Each needs an entry in CONTENDERS: `compiled_moved` counts what the compiler makes of
-# our loss, `kernel_traffic.jit_traffic` a launch of one of our kernels.
-NOT_COUNTED_YET = ("rwkernels dense", "rwkernels compact", "rwkernels recompute")
+SCALED = "rwkernels compact, scaled loss"
+NOTE = f"""\
+The loss is `(softmax(logits) * maps).mean()`; eager and torch.compile take it as written. In the eager backward of
+rwkernels the incoming gradient is 1, as after `loss.backward()`: known on the device only, so this is counted by hand,
+as a read of that one number. With another (a GradScaler), and with float16 logits, the kept gradient is read and
+written once more: "{SCALED}"."""
 
 
 def plain_loss(logits: Tensor, maps: Tensor) -> Tensor:
@@ -60,8 +67,48 @@ def compiled_moved(fn: Callable[..., Any], inputs: tuple[Any, ...]) -> Moved:
     return Moved(**phases)
 
 
-# Each takes the number of classes, the type of the logits and the side of the BATCH square images, and gives bytes.
-CONTENDERS: dict[str, Callable[[int, torch.dtype, int], Moved]] = {EAGER: eager, COMPILED: compiled}
+def our_loss(logits: Tensor, maps: Tensor | rw.RectifiedMap, **options: Any) -> Tensor:
+    """The loss of the package; under `torch.compile` tensors of a CUDA device lead to the same kernels."""
+    return rw.region_wise_loss(logits, maps, **options)
+
+
+def our_inputs(
+    kind: str, num_classes: int, dtype: torch.dtype, side: int = SIDE
+) -> tuple[Tensor, Tensor | rw.RectifiedMap]:
+    """Logits that require grad, and a float32 map: "dense", or "compact" with uint8 labels. No memory is touched."""
+    shape = (BATCH, num_classes, side, side)
+    logits = torch.empty(shape, dtype=dtype, requires_grad=True)
+    if kind == "dense":
+        return logits, torch.empty(shape)
+    pixels = (BATCH, side, side)
+    return logits, rw.RectifiedMap(torch.empty(pixels, dtype=torch.uint8), torch.empty(pixels), 1.0, num_classes)
+
+
+def ours(kind: str, scaled: bool = False, **options: Any) -> Contender:
+    """Our loss and its backward without `torch.compile`."""
+
+    def count(num_classes: int, dtype: torch.dtype, side: int) -> Moved:
+        inputs = our_inputs(kind, num_classes, dtype, side)
+        return launch_traffic.moved(lambda: our_loss(*inputs, backend="triton", validate=False, **options), scaled)
+
+    return count
+
+
+def ours_compiled(kind: str) -> Contender:
+    """Our loss and its backward under `torch.compile`."""
+    return lambda num_classes, dtype, side: compiled_moved(our_loss, our_inputs(kind, num_classes, dtype, side))
+
+
+CONTENDERS: dict[str, Contender] = {
+    EAGER: eager,
+    COMPILED: compiled,
+    "rwkernels dense": ours("dense"),
+    "rwkernels compact": ours("compact"),
+    SCALED: ours("compact", scaled=True),
+    "rwkernels compact, recompute": ours("compact", recompute=True),
+    "rwkernels dense, torch.compile": ours_compiled("dense"),
+    "rwkernels compact, torch.compile": ours_compiled("compact"),
+}
 
 
 COLUMNS = (
@@ -120,9 +167,7 @@ def main() -> int:
         return 0
     print(f"Bytes per pixel, {BATCH} images of {options.side} x {options.side}, torch {torch.__version__}\n")
     print(table(lines), end="\n\n")
-    if missing:
-        print(f"no row for {COMPILED}: {missing}")
-    print(f"not counted yet: {', '.join(NOT_COUNTED_YET)}")
+    print(NOTE if missing is None else f"no rows but {EAGER}: {missing}")
     return 0
 
 

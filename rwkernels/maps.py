@@ -95,7 +95,7 @@ def rectified_map(
         foreground, count = torch.ops.rwkernels.rectified(labels, *arguments)
     else:
         foreground = checks.output(_foreground_buffer(out), labels.shape, torch.float32, labels.device)
-        count = labels.new_empty(len(labels), dtype=torch.int64)
+        count = labels.new_empty(labels.shape[0], dtype=torch.int64)
         torch.ops.rwkernels.rectified_out(labels, *arguments, foreground, count)
     maps = RectifiedMap(
         labels,

@@ -236,7 +236,7 @@ def _rectified(*arguments: Any) -> tuple[Tensor, Tensor]:
 
 
 def _rectified_fake(labels: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    return labels.new_empty(labels.shape, dtype=torch.float32), labels.new_empty(len(labels), dtype=torch.int64)
+    return labels.new_empty(labels.shape, dtype=torch.float32), labels.new_empty(labels.shape[0], dtype=torch.int64)
 
 
 # Foreground of Eq. 4 [B, *S], and the number of pixels of every image that count, int64 [B].

@@ -12,6 +12,10 @@ from rwkernels.backends import NAMES, load, native
 CPU = torch.device("cpu")
 
 
+# Those that build maps; the tests of the loss choose theirs in loss_cases.py.
+MAPPERS = [name for name in NAMES if hasattr(load(name), "fill_distance")]
+
+
 def _native_isas() -> list[str]:
     return list(native.core().isas()) if native.can_run(CPU) is None else []
 
@@ -19,7 +23,7 @@ def _native_isas() -> list[str]:
 def _cpu_backends() -> list[object]:
     """Every backend that computes on the CPU, the native one with every instruction set of this machine."""
     found: list[object] = []
-    for name in NAMES:
+    for name in MAPPERS:
         reason = load(name).can_run(CPU)
         if reason is not None:
             skip = pytest.mark.skip(reason=f"backend {name!r} cannot run on the CPU: {reason}")
@@ -42,7 +46,7 @@ def _gpu_backends() -> list[object]:
     if not torch.cuda.is_available():
         return ["reference"]  # skipped by its marker
     found: list[object] = []
-    for name in NAMES:
+    for name in MAPPERS:
         reason = load(name).can_run(torch.device("cuda"))
         skip = () if reason is None else pytest.mark.skip(reason=f"backend {name!r} cannot run on CUDA: {reason}")
         found.append(pytest.param(name, marks=skip))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,10 @@ from rwkernels.backends import native
 
 _WHY_NOT_NATIVE = native.can_run(torch.device("cpu"))
 needs_native = pytest.mark.skipif(_WHY_NOT_NATIVE is not None, reason=f"no native backend: {_WHY_NOT_NATIVE}")
-on_cpu_backends = pytest.mark.parametrize("backend", ["reference", pytest.param("native", marks=needs_native)])
+_BACKENDS: list[Any] = ["reference", pytest.param("native", marks=needs_native)]
+if os.environ.get("TRITON_INTERPRET") == "1":  # set by test_triton_interpreter.py, in a process of its own
+    _BACKENDS.append("triton")
+on_cpu_backends = pytest.mark.parametrize("backend", _BACKENDS)
 FLOATS = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 FAMILIES = ["rectified", "boundary", "active_contour", "constant"]
 
@@ -179,10 +183,25 @@ def assert_like_eager(
     def ours(x: Tensor) -> Tensor:
         return rw.region_wise_loss(x, case.maps if maps is None else maps, **case.options(), **shared, **options)
 
+    loss, gradient = loss_and_gradient(ours, case.logits, upstream)
+    assert_results_of_eager(case, loss, gradient, upstream=upstream, **shared)
+
+
+def assert_results_of_eager(
+    case: Case,
+    loss: Tensor,
+    gradient: Tensor,
+    *,
+    reduction: str = "mean",
+    include_background: bool = True,
+    upstream: Tensor | None = None,
+) -> None:
+    """A loss and its gradient, however they came about, against those of eager PyTorch in float64."""
+    shared = {"reduction": reduction, "include_background": include_background}
+
     def expected(x: Tensor) -> Tensor:
         return eager_loss(x, case.dense, case.labels, case.ignore_index, **shared)
 
-    loss, gradient = loss_and_gradient(ours, case.logits, upstream)
     true_loss, true_gradient = loss_and_gradient(expected, case.logits.double(), upstream)
     dtype = case.logits.dtype
     assert loss.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)

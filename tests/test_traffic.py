@@ -1,4 +1,4 @@
-"""Bytes that forward and backward of `(softmax(logits) * maps).mean()` move per pixel, against derivations by hand.
+"""Bytes that forward and backward of the loss move per pixel, as written in PyTorch and as ours: derived by hand too.
 
 Logits have `e` bytes an element, maps 4 (float32), and there are K classes.
 """
@@ -6,14 +6,20 @@ Logits have `e` bytes an element, maps 4 (float32), and there are K classes.
 from __future__ import annotations
 
 import json
+from functools import cache
+from typing import Any
 
 import pytest
 import torch
+
+from rwkernels import loss_ops
+from rwkernels.backends import LossProblem, triton
 
 traffic = pytest.importorskip("benchmarks.traffic", reason="benchmarks/ is not beside the tests")
 inductor = pytest.importorskip("benchmarks.inductor", reason="benchmarks/ is not beside the tests")
 kernel_traffic = pytest.importorskip("benchmarks.kernel_traffic", reason="benchmarks/ is not beside the tests")
 eager_traffic = pytest.importorskip("benchmarks.eager_traffic", reason="benchmarks/ is not beside the tests")
+launch_traffic = pytest.importorskip("benchmarks.launch_traffic", reason="benchmarks/ is not beside the tests")
 
 Moved, Traffic = traffic.Moved, traffic.Traffic
 PIXELS = traffic.BATCH * traffic.SIDE**2
@@ -96,6 +102,77 @@ def test_counting_addresses_agrees_with_inductors_own_estimate(k: int, dtype: to
         assert counted.total == graph.inductor_bytes
 
 
+# --- our loss --------------------------------------------------------------------------------------------------
+
+SMALL = 128
+
+
+def _counted(contender: Any, k: int, dtype: torch.dtype) -> Moved:
+    return contender(k, dtype, SMALL) / (traffic.BATCH * SMALL**2)
+
+
+def _one_pass(kind: str, k: int, e: int) -> float:
+    """What one pass reads: logits, and the map or a label (uint8) and one number."""
+    return e * k + (4 * k if kind == "dense" else 1 + 4)
+
+
+@needs_inductor
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("k", [3, 4])
+@pytest.mark.parametrize("kind", ["dense", "compact"])
+def test_our_step_reads_its_inputs_and_writes_its_gradient_once(kind: str, k: int, dtype: torch.dtype) -> None:
+    once, written = _one_pass(kind, k, dtype.itemsize), dtype.itemsize * k
+    forward, again = Traffic(once, written), Traffic(written, written)
+    plain = again if dtype == torch.float16 else Traffic()  # the forward cannot divide a float16 gradient by N * K
+    _assert_close(_counted(traffic.ours(kind), k, dtype), Moved(forward, plain))
+    _assert_close(_counted(traffic.ours(kind, scaled=True), k, dtype), Moved(forward, again))
+    _assert_close(_counted(traffic.ours(kind, recompute=True), k, dtype), Moved(Traffic(once), forward))
+
+
+@needs_inductor
+@DTYPES
+@pytest.mark.parametrize("kind", ["dense", "compact"])
+def test_under_torch_compile_our_step_reads_its_inputs_twice(kind: str, dtype: torch.dtype) -> None:
+    once = _one_pass(kind, 4, dtype.itemsize)
+    counted = _counted(traffic.ours_compiled(kind), 4, dtype)
+    _assert_close(counted, Moved(Traffic(once), Traffic(once, 4 * dtype.itemsize)))
+
+
+@needs_inductor
+def test_at_four_classes_our_loss_moves_a_third_or_a_quarter_of_the_compiled_expression() -> None:
+    four = {row.contender: row.moved.total for row in _rows("fp32")}
+    expected = {"dense": 48, "compact": 37, "dense, torch.compile": 80, "compact, torch.compile": 58}
+    assert {name: four[f"rwkernels {name}"] for name in expected} == pytest.approx(expected, abs=0.02)
+    assert four["rwkernels dense"] <= four["torch.compile"] / 3
+    assert four["rwkernels compact"] <= four["torch.compile"] / 4
+    half = {row.contender: row.moved.total for row in _rows("bf16")}
+    expected = {"dense": 32, "compact": 21, "dense, torch.compile": 56, "compact, torch.compile": 34}
+    assert {name: half[f"rwkernels {name}"] for name in expected} == pytest.approx(expected, abs=0.02)
+
+
+@cache
+def _all_rows() -> list[Any]:
+    return traffic.rows([4], SMALL)
+
+
+def _rows(logits: str) -> list[Any]:
+    return [row for row in _all_rows() if row.logits == logits]
+
+
+@needs_inductor
+@pytest.mark.parametrize("kind", ["dense", "compact"])
+def test_nothing_moves_data_in_our_step_but_the_kernels_that_are_counted(kind: str) -> None:
+    logits, maps = traffic.our_inputs(kind, 4, torch.float32, 16)
+    given = (maps, None) if kind == "dense" else (maps.foreground, maps.labels)
+    problem = LossProblem(logits.detach(), *given, None, None, None, 1.0, None, True, "mean", False, "triton", 0)
+    upstream = torch.ones(())
+    with launch_traffic.launches() as launches, eager_traffic.KernelLog() as log:
+        _, grad = loss_ops._region_wise(*problem, True)
+        triton.scale_gradient(problem, grad, upstream, divide=False, in_place=True)
+    assert [launch.name for launch in launches] == ["region_wise", "finish_loss", "scale_gradient"]
+    assert log.kernels == []
+
+
 # --- counting a kernel -----------------------------------------------------------------------------------------
 
 
@@ -159,8 +236,20 @@ def test_the_table_has_a_row_for_each_contender_that_can_be_counted(
     assert traffic.main() == 0
     printed = capsys.readouterr().out
     assert "| eager | fp32 | 4 | 64.0 | 32.0 | 64.0 | 48.0 | 208.0 | 1.00 |" in printed
-    assert "not counted yet: rwkernels dense" in printed
-    assert ("| torch.compile | fp32 | 4 |" in printed) == (inductor.why_not() is None)
+    for contender in ("torch.compile", "rwkernels dense", "rwkernels compact, torch.compile"):
+        assert (f"| {contender} | bf16 | 4 |" in printed) == (inductor.why_not() is None)
+    assert ("read and\nwritten once more" in printed) == (inductor.why_not() is None)
+
+
+def test_without_a_compiler_the_table_has_one_contender_and_says_why(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(inductor, "why_not", lambda: "triton is not installed")
+    monkeypatch.setattr("sys.argv", ["traffic", "--classes", "4", "--side", "64"])
+    assert traffic.main() == 0
+    printed = capsys.readouterr().out
+    assert "no rows but eager: triton is not installed" in printed
+    assert printed.count("| 4 |") == len(traffic.DTYPES)
 
 
 def test_json_keeps_every_number(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

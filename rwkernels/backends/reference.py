@@ -314,13 +314,14 @@ def fill_dense(
 def mean_divisor(problem: LossProblem) -> Tensor:
     """N * K of every run, float64 [runs]; at least 1, so that nothing left gives 0 and no NaN."""
     logits, count = problem.logits, problem.image_count
+    precision = _precision(logits.device)
     if problem.ignore_index is None:
         elements = logits[:, 0].numel() // problem.runs * problem.channels
-        return torch.full((problem.runs,), max(elements, 1), dtype=torch.float64, device=logits.device)
+        return torch.full((problem.runs,), max(elements, 1), dtype=precision, device=logits.device)
     if count is None:
         assert problem.labels is not None
         count = count_valid(problem.labels, problem.ignore_index)
-    return (count.reshape(problem.runs, -1).sum(1) * problem.channels).clamp(min=1).to(torch.float64)
+    return (count.reshape(problem.runs, -1).sum(1) * problem.channels).clamp(min=1).to(precision)
 
 
 def per_image(values: Tensor, problem: LossProblem) -> Tensor:
@@ -333,7 +334,7 @@ def gradient_scale(problem: LossProblem, upstream: Tensor | None, divided: bool)
     """What multiplies a gradient: a factor for every image, float64 [B], and one for every pixel, [B, *S]."""
     if problem.reduction == "none":
         return None, None if upstream is None else upstream.to(problem.loss_dtype).contiguous()
-    scale = None if upstream is None else upstream.to(torch.float64).reshape(-1)
+    scale = None if upstream is None else upstream.to(_precision(upstream.device)).reshape(-1)
     if problem.reduction == "mean" and divided:
         divisor = mean_divisor(problem)
         scale = divisor.reciprocal() if scale is None else scale / divisor

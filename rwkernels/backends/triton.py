@@ -1,4 +1,5 @@
-"""The GPU backend of the loss: chooses the shape of a program and launches the kernels of `triton_loss.py`.
+"""The GPU backend. Of the loss: chooses the shape of a program and launches the kernels of `triton_loss.py`. Its maps
+are in `triton_maps.py`.
 
 Nothing here waits for the device or asks it for a value, and nothing is tuned at run time. Under `torch.compile` the
 same functions run on fake tensors, so that the compiler sees every allocation and every kernel.
@@ -8,18 +9,39 @@ from __future__ import annotations
 
 import importlib
 import os
-from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch._subclasses.functional_tensor import FunctionalTensor
 
 from rwkernels.backends import LossProblem, reference
+from rwkernels.backends.triton_launch import blocks_of, launch
+from rwkernels.backends.triton_maps import (
+    fill_boundary,
+    fill_class_distance,
+    fill_dense,
+    fill_distance,
+    fill_rectified,
+    first_bad_label,
+)
+
+__all__ = [
+    "NAME",
+    "can_run",
+    "fill_boundary",
+    "fill_class_distance",
+    "fill_dense",
+    "fill_distance",
+    "fill_rectified",
+    "first_bad_label",
+    "loss",
+    "scale_gradient",
+]
 
 NAME = "triton"
 OLDEST = (8, 0)  # the compute capability from which the kernels were checked
+_OLDEST_TRITON = (3, 3)  # earlier ones have no tuples
 _FINISH = 4096  # partial sums that `finish_loss` reads at once
 _STREAM = 4096  # elements of a program of the kernels that only stream
 
@@ -32,13 +54,16 @@ def _kernels() -> Any:
 @cache
 def _why_not(index: int | None) -> str | None:
     try:
+        found = importlib.import_module("triton").__version__
+        if tuple(map(int, found.split(".")[:2])) < _OLDEST_TRITON:
+            return "it needs triton {}.{} or later, found {}".format(*_OLDEST_TRITON, found)
         _kernels()
     except ImportError as error:
         return f"triton cannot be imported ({error})"
     if torch.version.hip is None and index is not None:
-        found = torch.cuda.get_device_capability(index)
-        if found < OLDEST:
-            return "it needs compute capability {}.{} or later, the device has {}.{}".format(*OLDEST, *found)
+        capability = torch.cuda.get_device_capability(index)
+        if capability < OLDEST:
+            return "it needs compute capability {}.{} or later, the device has {}.{}".format(*OLDEST, *capability)
     return None
 
 
@@ -123,21 +148,7 @@ def _unit(*values: int) -> int:
 
 
 def _launch(name: str, programs: int, threads: int, *arguments: Any, **constants: Any) -> None:
-    """Runs `programs` programs of a kernel on the device and current stream of its first argument."""
-    kernel = getattr(_kernels(), name)
-    first: Tensor = arguments[0]
-    place: AbstractContextManager[Any] = nullcontext()
-    if isinstance(first, FunctionalTensor):
-        kernel = torch.library.wrap_triton(kernel)
-    elif first.is_cuda and first.device.index != torch.cuda.current_device():
-        place = torch.cuda.device(first.device)
-    warps = threads // (64 if torch.version.hip else 32)
-    with place:
-        kernel[(programs,)](*arguments, **constants, num_warps=warps)
-
-
-def _blocks(elements: int, each: int) -> int:
-    return -(-elements // each)
+    launch(getattr(_kernels(), name), programs, threads, *arguments, **constants)
 
 
 class _Mean(NamedTuple):
@@ -160,10 +171,10 @@ def _count(problem: LossProblem) -> Tensor:
     assert labels is not None
     labels = labels.contiguous()
     pixels = labels[:1].numel()
-    unit, blocks = _unit(pixels), _blocks(pixels, _STREAM)
-    count = torch.zeros(len(labels), dtype=torch.int64, device=labels.device)
+    unit, blocks = _unit(pixels), blocks_of(pixels, _STREAM)
+    count = torch.zeros(labels.shape[0], dtype=torch.int64, device=labels.device)
     arguments = (labels, count, pixels // unit, blocks, problem.ignore_index)
-    _launch("count_pixels", len(labels) * blocks, 128, *arguments, BLOCK=_STREAM, UNIT=unit)
+    _launch("count_pixels", labels.shape[0] * blocks, 128, *arguments, BLOCK=_STREAM, UNIT=unit)
     return count
 
 
@@ -183,7 +194,7 @@ def loss(
         bad = reference.first_bad_label(problem.labels, problem.logits.shape[1], problem.ignore_index)
     per_pixel = problem.reduction == "none"
     if problem.logits.numel() == 0:
-        shape = (len(problem.logits), *problem.logits.shape[2:]) if per_pixel else (problem.runs,)
+        shape = (problem.logits.shape[0], *problem.logits.shape[2:]) if per_pixel else (problem.runs,)
         return problem.logits.new_zeros(shape, dtype=problem.loss_dtype), bad
     mean = _mean(problem) if problem.reduction == "mean" else None
     written = _pass(problem, mean, with_loss, grad, upstream, divided)
@@ -191,7 +202,7 @@ def loss(
         return written, bad
     result = torch.empty(problem.runs, dtype=problem.loss_dtype, device=written.device)
     divisor, counted = mean or (1, None)
-    images = len(problem.logits) // problem.runs
+    images = problem.logits.shape[0] // problem.runs
     arguments = (written, result, counted, divisor, written.numel() // problem.runs, images)
     _launch("finish_loss", problem.runs, 256, *arguments, MEAN=mean is not None, BLOCK=_FINISH)
     return result, bad
@@ -234,7 +245,7 @@ def _pass(
 
     rectified = problem.compact and scale is None and problem.include_background
     shape = program_shape(num_classes, rectified=rectified, width=logits.element_size(), classes_last=layout.last)
-    blocks = _blocks(pixels, shape.pixels)
+    blocks = blocks_of(pixels, shape.pixels)
     strides = (*layout[:2], *of_maps[:2], *of_grad[:2])
     unit = _unit(pixels, *strides)
     loss = None
@@ -289,7 +300,7 @@ def scale_gradient(problem: LossProblem, grad: Tensor, upstream: Tensor, *, divi
     if elements == 0:
         return out
     mean = _mean(problem) if divide else None
-    unit, blocks = _unit(elements), _blocks(elements, _STREAM)
+    unit, blocks = _unit(elements), blocks_of(elements, _STREAM)
     _launch(
         "scale_gradient",
         problem.runs * blocks,
@@ -300,7 +311,7 @@ def scale_gradient(problem: LossProblem, grad: Tensor, upstream: Tensor, *, divi
         None if mean is None else mean.counted,
         elements // unit,
         blocks,
-        len(grad) // problem.runs,
+        grad.shape[0] // problem.runs,
         1 if mean is None else mean.divisor,
         BLOCK=_STREAM,
         UNIT=unit,

@@ -33,7 +33,10 @@ def _elements(count, divisor, images, run):
 @triton.jit
 def _incoming(upstream, run, T: tl.constexpr):
     """The incoming gradient of run `run` of images, 1 if there is none."""
-    return tl.full([], 1.0, T) if upstream is None else tl.cast(tl.load(upstream + run), T)
+    factor = tl.full([], 1.0, T)
+    if upstream is not None:
+        factor = tl.cast(tl.load(upstream + run), T)
+    return factor
 
 
 @triton.jit
@@ -99,7 +102,7 @@ def region_wise(
     """Eq. 1 and Eq. 2 of `BLOCK` pixels of one image."""
     T: tl.constexpr = tl.float64 if logits.dtype.element_ty == tl.float64 else tl.float32
     P: tl.constexpr = tl.int64 if WIDE else tl.int32
-    RECTIFIED: tl.constexpr = COMPACT and class_scale is None and FIRST == 0  # two values a pixel
+    RECTIFIED: tl.constexpr = (COMPACT and class_scale is None) and FIRST == 0  # two values a pixel
     image = tl.cast(tl.program_id(0) // blocks, tl.int64)
     run = image // images
     size = tl.cast(pixels, P) * UNIT

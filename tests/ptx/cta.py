@@ -37,13 +37,14 @@ class Launch:
     shared_bytes: int
     counts: Counts
     budget: int = BUDGET
+    start: int = 0  # the first CTA to run
 
     def run(self) -> None:
         threads = self.program.kernel.threads
         together = max(1, LANES // threads)
         ctas = np.prod(self.grid, dtype=np.int64)
         with np.errstate(all="ignore"):
-            for first in range(0, int(ctas), together):
+            for first in range(self.start, int(ctas), together):
                 Gang(self, np.arange(first, min(first + together, ctas))).run()
 
     def coordinates(self, cta: Array) -> tuple[Array, Array, Array]:

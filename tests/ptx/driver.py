@@ -112,6 +112,7 @@ class _Launcher:
     def __init__(self, device: Device, source: Any, metadata: Any) -> None:
         self.device, self.source, self.metadata = device, source, metadata
         self.names: list[str] = list(source.fn.arg_names)
+        self.compiled: Any = None  # set by who compiled the kernel without Triton's own cache
 
     def __call__(self, x: int, y: int, z: int, stream: int, function: Any, packed: Any, *rest: Any) -> None:
         launch_metadata, enter, leave, *arguments = rest
@@ -127,6 +128,8 @@ class _Launcher:
 
     def _compiled(self) -> Any:
         """The CompiledKernel that this launcher belongs to: Triton does not pass it."""
+        if self.compiled is not None:
+            return self.compiled
         kernels = self.source.fn.device_caches[self.device.index][0].values()
         return next(kernel for kernel in kernels if kernel._run is self)
 
@@ -166,8 +169,8 @@ def _scalar_bits(kind: str, value: Any) -> int:
     return int(value) & (2 ** int(kind[1:].replace("1", "8") if kind in ("i1", "u1") else kind[1:]) - 1)
 
 
-def emulate(launch: Launch, budget: int = BUDGET) -> None:
-    """Runs a recorded launch on the memory of its tensors; `launch.counts` tells what it did."""
+def emulate(launch: Launch, budget: int = BUDGET, start: int = 0) -> None:
+    """Runs a recorded launch, from CTA `start` on, on the memory of its tensors; `launch.counts` tells what it did."""
     arguments = []
     for declared, type_ in launch.signature.items():
         for name, kind, value in _flatten(declared, type_, launch.arguments[declared]):
@@ -178,7 +181,7 @@ def emulate(launch: Launch, budget: int = BUDGET) -> None:
             arguments.append((name, value))
     if launch.metadata.global_scratch_size or launch.metadata.profile_scratch_size:
         raise NotImplementedError(f"kernel {launch.name} needs scratch memory")
-    launch.counts = run_ptx(launch.ptx, arguments, launch.grid, launch.shared, budget)
+    launch.counts = run_ptx(launch.ptx, arguments, launch.grid, launch.shared, budget, start)
 
 
 class _Driver(DriverBase):

@@ -14,9 +14,14 @@ Argument = tuple[str, torch.Tensor | int]
 
 
 def run_ptx(
-    text: str, arguments: Sequence[Argument], grid: Grid = (1, 1, 1), shared_bytes: int = 0, budget: int = BUDGET
+    text: str,
+    arguments: Sequence[Argument],
+    grid: Grid = (1, 1, 1),
+    shared_bytes: int = 0,
+    budget: int = BUDGET,
+    start: int = 0,
 ) -> Counts:
-    """Runs every CTA of the grid. `arguments` pairs names with tensors, or with the bits of scalars.
+    """Runs every CTA of the grid from `start` on. `arguments` pairs names with tensors, or with the bits of scalars.
 
     Parameters that the PTX declares beyond these get zero: Triton's pointers to scratch memory, unused by most kernels.
     """
@@ -31,5 +36,5 @@ def run_ptx(
     program = compile_ptx(text)
     words += [0] * (len(program.kernel.parameters) - len(words))
     counts = Counts()
-    Launch(program, grid, words, GlobalMemory(allocations, counts), shared_bytes, counts, budget).run()
+    Launch(program, grid, words, GlobalMemory(allocations, counts), shared_bytes, counts, budget, start).run()
     return counts

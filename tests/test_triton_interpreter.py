@@ -1,0 +1,40 @@
+"""The Triton kernels of the loss, interpreted: the tests of the loss once more, with `backend="triton"` on the CPU.
+
+Triton reads `TRITON_INTERPRET` when a kernel is declared, so this takes a process of its own.
+"""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rwkernels.backends import triton
+
+_WHY_NOT = triton._why_not(None)
+pytestmark = pytest.mark.skipif(_WHY_NOT is not None, reason=str(_WHY_NOT))
+
+TESTS = Path(__file__).parent
+NOT_OURS = "not reference and not native"  # those run elsewhere
+# Thousands of evaluations, or of programs: minutes for the interpreter, and nothing that smaller tests do not show.
+LONG = ["thread_count", "scaled_loss_do_not_flush", "every_option", "finite_differences", "allocate"]
+
+
+@pytest.mark.parametrize(("file", "at_least"), [("loss", 420), ("autograd", 55), ("transforms", 90)])
+def test_the_interpreted_kernels_pass_the_tests_of_the(file, at_least):
+    chosen = " and not ".join([NOT_OURS if file != "loss" else "triton", *LONG])
+    result = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"{TESTS}/test_{file}.py", "-k", chosen],
+        env={**os.environ, "TRITON_INTERPRET": "1", "RWKERNELS_BACKEND": "triton"},
+        cwd=TESTS.parent,
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+    passed = re.search(r"(\d+) passed", result.stdout)
+    assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-1000:]
+    assert passed, result.stdout[-1000:]
+    assert int(passed[1]) >= at_least, "tests were left out"
