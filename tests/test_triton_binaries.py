@@ -98,7 +98,7 @@ GROUPS = {
         for ks in (FEW, SOME, MANY)
     },
     **{f"{kind}-bfloat16-few": [Variant(kind, k, BF16) for k in FEW] for kind in KINDS},
-    **{f"{kind}-bfloat16-many": [Variant(kind, k, BF16) for k in (8, 10, 16, 17, 32, 118)] for kind in KINDS},
+    **{f"{kind}-bfloat16-many": [Variant(kind, k, BF16) for k in (8, 16, 17, 118)] for kind in KINDS},
     **{f"{kind}-float16": [Variant(kind, k, F16) for k in (2, 6, 16, 64)] for kind in KINDS},
     "compact-int64-labels": [Variant("compact", k, label_dtype=torch.int64) for k in (1, 4, 6, 16, 17)],
     "dense-bfloat16-map": [Variant("dense", k, BF16, map_dtype=BF16) for k in (2, 4, 6, 16, 17, 118)],
@@ -116,7 +116,9 @@ def test_on_sm_90_nothing_spills_and_there_is_room_for_other_programs_and_every_
 @pytest.mark.parametrize("option", OPTIONS)
 @on_both_kinds
 def test_on_sm_90_an_option_spills_nothing_and_leaves_room_too(kind, option):
-    cases = [(2, BF16), (4, F32), (6, F32), (16, F32)] + [(118, BF16)] * (option in ("ignore", "everything"))
+    cases = [(2, BF16), (4, F32), (6, F32)]
+    if option in ("ignore", "class_scale", "everything"):  # what takes the most registers
+        cases += [(16, F32), (118, BF16)]
     for variant, launch in compiled(Variant(kind, k, dtype, option=option) for k, dtype in cases):
         assert_nothing_spilled(launch)
         assert_room_for_others(variant, launch)
