@@ -6,6 +6,7 @@ How many launches depends on the shape of an image alone, and nothing waits for 
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Sequence
 from functools import cache
 from typing import Any, NamedTuple
@@ -17,8 +18,13 @@ from rwkernels.backends import reference
 from rwkernels.backends.triton_launch import blocks_of, launch
 
 _ROWS = 8  # of a program of a column pass, and of a block whose least value is known
+_TILE = 1024  # pixels that a program of the row pass holds at once, if a row is not longer
+_GROUP = 8  # blocks that are looked at together, in lines of more than `_DEEP` blocks
+_DEEP = 64
 _STREAM = 1024  # pixels of a program of the kernels that only stream
 _WIDEST = 1 << 16  # pixels of a row that one program can hold
+_LARGEST = 1 << 28  # pixels of a slice, so that int32 counts those of eight
+_INT32_SQUARES = 1 << 29  # squared distances below this, and their sums, are counted in int32
 
 first_bad_label = reference.first_bad_label  # asked for only where the caller waits for the device
 
@@ -79,7 +85,7 @@ def _task(
     if len(set(spacing)) > 1:
         dtype = torch.float32
     else:  # squares and their sums, exact
-        dtype = torch.int32 if sum(size**2 for size in labels.shape[1:]) < 1 << 29 else torch.float64
+        dtype = torch.int32 if sum(size**2 for size in labels.shape[1:]) < _INT32_SQUARES else torch.float64
     return _Task(labels, steps, dtype, classes, per_class, border, ignore_index)
 
 
@@ -129,15 +135,13 @@ def _power_of_two(value: int) -> int:
 def _rows(task: _Task, field: Tensor, result: _Result) -> Tensor:
     """The pass along rows; returns the least values of the blocks of the next one."""
     z, y, x = task.sizes
-    width = _power_of_two(x)
-    rows = _ROWS if width <= 2048 else 1  # so that a thread holds at most 64 values
-    blocks = blocks_of(y, rows)
-    sizes = (task.images * z, y, x)
-    minima = _empty(field, (sizes[0] * blocks * x,), task.dtype) if rows == _ROWS else None
+    width, blocks, outer = _power_of_two(x), blocks_of(y, _ROWS), task.images * z
+    tile = max(min(_TILE // width, _ROWS), 1)
+    minima = _empty(field, (outer * blocks * x,), task.dtype)
     _launch(
         "row_pass",
-        sizes[0] * blocks,
-        min(max(width * rows // 16, 32), 512),
+        outer * blocks,
+        min(max(width * tile // 8, 32), 1024),  # 8 pixels a thread
         task.labels,
         field,
         minima,
@@ -152,22 +156,23 @@ def _rows(task: _Task, field: Tensor, result: _Result) -> Tensor:
         0 if task.ignore_index is None else task.ignore_index,
         task.steps[2],
         WIDTH=width,
-        ROWS=rows,
+        ROWS=_ROWS,
+        TILE=tile,
         K_TILE=_power_of_two(task.classes),
         **task.settings(result.kind, True),
     )
-    return _minima(field, sizes) if minima is None else minima
+    return minima
 
 
-def _lanes(inner: int) -> int:
-    """Columns of a program: 4 a thread where there are as many."""
-    return min(max(_power_of_two(inner), 32), 128)
+def _lanes(dtype: torch.dtype) -> int:
+    """Columns of a program: two a thread, or one where a candidate takes more registers."""
+    return 64 if dtype == torch.int32 else 32
 
 
 def _minima(field: Tensor, sizes: tuple[int, int, int]) -> Tensor:
     """The least value of every block of rows of a field [outer, n, inner]."""
     outer, n, inner = sizes
-    lanes = _lanes(inner)
+    lanes = _lanes(field.dtype)
     blocks, strips = blocks_of(n, _ROWS), blocks_of(inner, lanes)
     minima = _empty(field, (outer * blocks * inner,), field.dtype)
     arguments = (field, minima, n, inner, blocks, strips)
@@ -180,8 +185,9 @@ def _columns(
 ) -> None:
     """The pass along `axis` of (z, y, x), which is the middle one of a field [outer, n, inner]."""
     outer, n, inner = sizes
-    lanes = _lanes(inner)
+    lanes = _lanes(field.dtype)
     blocks, strips = blocks_of(n, _ROWS), blocks_of(inner, lanes)
+    needs_labels = result.kind in ("rectified", "boundary") or (result.kind == "field" and not task.per_class)
     _launch(
         "column_pass",
         outer * blocks * strips,
@@ -189,7 +195,7 @@ def _columns(
         field,
         minima,
         result.out,
-        task.labels,
+        task.labels if needs_labels else None,
         result.inside,
         result.maxima,
         result.counted,
@@ -205,20 +211,22 @@ def _columns(
         result.inside_offset,
         ROWS=_ROWS,
         LANES=lanes,
+        GROUP=_GROUP,
+        DEEP=blocks > _DEEP,
         GIVES=result.kind,
         **task.settings(result.kind, axis > 2 - task.axes),
     )
 
 
-def _too_wide(labels: Tensor) -> bool:
-    return labels.shape[-1] > _WIDEST
+def _too_large(labels: Tensor) -> bool:
+    return labels.shape[-1] > _WIDEST or math.prod(labels.shape[2:]) >= _LARGEST
 
 
 def fill_distance(out: Tensor, labels: Tensor, spacing: Sequence[float], squared: bool, black_border: bool) -> None:
     """See `Backend`."""
     if labels.numel() == 0:
         return
-    if _too_wide(labels):
+    if _too_large(labels):
         reference.fill_distance(out, labels, spacing, squared, black_border)
         return
     result = _Result("squared" if squared else "distance", out)
@@ -235,7 +243,7 @@ def fill_class_distance(
     validate: bool,
 ) -> int:
     """See `Backend`."""
-    if labels.numel() == 0 or _too_wide(labels):
+    if labels.numel() == 0 or _too_large(labels):
         return reference.fill_class_distance(out, labels, num_classes, spacing, squared, ignore_index, validate)
     task = _task(labels, spacing, classes=num_classes, per_class=True, ignore_index=ignore_index)
     _transform(task, _Result("squared" if squared else "distance", out))
@@ -254,7 +262,7 @@ def fill_rectified(
     validate: bool,
 ) -> tuple[int, int]:
     """See `Backend`."""
-    if labels.numel() == 0 or _too_wide(labels):
+    if labels.numel() == 0 or _too_large(labels):
         return reference.fill_rectified(
             out, count, labels, num_classes, spacing, class_max, black_border, ignore_index, validate
         )
@@ -300,7 +308,7 @@ def fill_boundary(
     validate: bool,
 ) -> int:
     """See `Backend`."""
-    if labels.numel() == 0 or _too_wide(labels):
+    if labels.numel() == 0 or _too_large(labels):
         return reference.fill_boundary(
             out, labels, num_classes, spacing, absent, inside_offset, black_border, ignore_index, validate
         )

@@ -1,0 +1,205 @@
+"""The kernels of distances and maps, compiled ahead of time: registers, spills, the DPX instruction, and how many."""
+
+import re
+from collections import Counter
+
+import ptx
+import pytest
+import torch
+
+import rwkernels as rw
+from rwkernels.backends import triton
+
+pytestmark = pytest.mark.skipif(ptx.missing() is not None, reason=str(ptx.missing()))
+
+TARGETS = [("cuda", 80), ("cuda", 90), ("cuda", 100), ("cuda", 120), ("hip", "gfx942")]
+# Registers of a thread: as many as leave room for 16 warps (128) or 20 (102) on a multiprocessor of CUDA.
+CEILING = {"row_pass": 128, "block_minima": 64, "column_pass": 128, "rectify": 64, "write_dense": 64}
+PER_CANDIDATE = 3.0  # instructions of a block that is entered, for each result and row
+MAKERS = {
+    "rectified": lambda labels, spacing: rw.rectified_map(labels, 4, spacing=spacing, backend="triton"),
+    "boundary": lambda labels, spacing: rw.boundary_map(labels, 4, spacing=spacing, backend="triton"),
+}
+
+
+def _launches(target, labels, make, spacing=None):
+    from ptx.driver import emulated_device
+
+    with pytest.MonkeyPatch.context() as patch, emulated_device(*target, run=False) as device:
+        patch.setattr(triton, "can_run", lambda device: None)
+        make(labels, spacing)
+        return device.launches
+
+
+def _instructions(sass):
+    """(address, operation, target of a branch or None) of every instruction."""
+    found = []
+    for address, text in re.findall(r"^\s+/\*([0-9a-f]{4,})\*/\s+(.*?);", sass, re.MULTILINE):
+        text = re.sub(r"^@!?U?P\w+\s+", "", text)
+        target = re.search(r"^BRA\S* (?:U?P\w+, )?`?\(?0x([0-9a-f]+)", text)
+        found.append((int(address, 16), text.split()[0], int(target[1], 16) if target else None))
+    return found
+
+
+def entered_blocks(sass):
+    """The two stretches that run where a block is entered: the longest that a forward branch can jump over."""
+    found = _instructions(sass)
+    spans = [
+        [name for at, name, _ in found if address < at < target]
+        for address, name, target in found
+        if target is not None and target > address
+    ]
+    inner = [span for span in spans if not any(name.startswith(("BRA", "ATOM", "RED.", "EXIT")) for name in span)]
+    return sorted(inner, key=len)[-2:]
+
+
+@pytest.mark.parametrize("shape", [(2, 16, 256), (1, 16, 16, 64)], ids=["2d", "3d"])
+@pytest.mark.parametrize("spacing", [None, 1.5], ids=["isotropic", "anisotropic"])
+@pytest.mark.parametrize("target", TARGETS, ids=lambda target: str(target[1]))
+def test_no_kernel_of_the_rectified_map_spills(target, spacing, shape):
+    steps = None if spacing is None else (spacing, *[1.0] * (len(shape) - 2))
+    for launch in _launches(target, torch.zeros(shape, dtype=torch.uint8), MAKERS["rectified"], steps):
+        used = launch.resources
+        # On sm_120 one word, of predicates, waits in memory for the end of a program.
+        assert used.spills <= (8 if target == ("cuda", 120) and launch.name == "column_pass" else 0), launch.name
+        if target[0] == "cuda":
+            assert used.registers <= CEILING[launch.name], (launch.name, used)
+        print(target[1], launch.name, launch.arguments.get("GIVES", ""), used.registers, launch.shared)
+
+
+@pytest.mark.parametrize("target", TARGETS[1:2] + TARGETS[4:], ids=lambda target: str(target[1]))
+def test_no_kernel_of_a_boundary_map_of_long_lines_spills(target):
+    labels = torch.zeros((1, 1024, 40), dtype=torch.int64)
+    for launch in _launches(target, labels, MAKERS["boundary"]):
+        assert launch.resources.spills == 0, launch.name
+    assert launch.arguments["DEEP"]
+
+
+@pytest.mark.parametrize("target", TARGETS[1:2], ids=lambda target: str(target[1]))
+def test_a_candidate_costs_few_instructions_and_dpx_adds_and_takes_the_minimum(target):
+    launches = _launches(target, torch.zeros(2, 16, 256, dtype=torch.uint8), MAKERS["rectified"])
+    (column,) = [launch for launch in launches if launch.name == "column_pass"]
+    candidates = column.arguments["ROWS"] ** 2 * column.arguments["LANES"] // 32
+    for span in entered_blocks(column.sass):
+        each = len(span) / candidates
+        dpx = sum(name.startswith("VIADDMNMX") for name in span)
+        print(f"sm_{target[1]}: {each:.2f} instructions a candidate, {dpx} of {candidates} by DPX", Counter(span))
+        assert each <= PER_CANDIDATE
+        assert dpx >= candidates / 3
+
+
+def test_few_binaries_serve_all_sizes():
+    """One for each width of a row, rounded up to a power of two; the other passes have one for all."""
+    from ptx.driver import emulated_device
+
+    sizes = [(1, 16, 16), (2, 16, 16), (1, 16, 1), (1, 1, 16), (3, 17, 16), (16, 48, 32), (2, 130, 31), (1, 512, 64)]
+    with pytest.MonkeyPatch.context() as patch, emulated_device("cuda", 90, run=False) as device:
+        patch.setattr(triton, "can_run", lambda device: None)
+        for size in sizes:
+            rw.rectified_map(torch.zeros(size, dtype=torch.uint8), 4, backend="triton")
+        found = {(launch.name, id(launch.compiled)) for launch in device.launches}
+    assert Counter(name for name, _ in found) == {"row_pass": 4, "column_pass": 1, "rectify": 1}
+    integers = {kind for launch in device.launches for kind in launch.signature.values() if kind[0] == "i"}
+    assert integers == {"i32"}
+    assert not any(name in launch.constants for launch in device.launches for name in ("n", "blocks", "batch"))
+
+
+# --- what a step launches ----------------------------------------------------------------------------------------
+
+
+def _names(labels, classes, step):
+    from ptx.driver import emulated_device
+
+    with pytest.MonkeyPatch.context() as patch, emulated_device("cuda", 90, run=False) as device:
+        patch.setattr(triton, "can_run", lambda device: None)
+        step(labels, classes)
+    return [launch.name for launch in device.launches]
+
+
+def _training_step(labels, classes):
+    logits = torch.zeros(labels.shape[0], classes, *labels.shape[1:], requires_grad=True)
+    rw.RegionWiseLoss("rectified", validate=False, backend="triton")(logits, labels).backward()
+
+
+LOSS = ["region_wise", "finish_loss", "scale_gradient"]
+PASSES = {2: ["row_pass", "column_pass"], 3: ["row_pass", "column_pass", "block_minima", "column_pass"]}
+
+
+@pytest.mark.parametrize("axes", [2, 3])
+@pytest.mark.parametrize(("batch", "classes"), [(1, 2), (16, 2), (1, 13), (5, 13)])
+def test_a_training_step_launches_as_many_kernels_whatever_the_batch_and_the_classes(batch, classes, axes):
+    names = _names(torch.zeros(batch, *[16] * axes, dtype=torch.uint8), classes, _training_step)
+    assert names == [*PASSES[axes], "rectify", *LOSS]
+    assert len(names) == {2: 6, 3: 8}[axes]
+
+
+class _DeviceWork(torch.utils._python_dispatch.TorchDispatchMode):
+    """Notes every operator of PyTorch that would be work on a device, and refuses to read a value on the host."""
+
+    FREE = ("empty", "view", "reshape", "detach", "unsqueeze", "squeeze", "alias", "expand", "select", "slice")
+
+    def __init__(self):
+        super().__init__()
+        self.work, self.allocated = [], []
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        name = function.name().partition("::")[2].partition(".")[0]
+        assert name not in ("_local_scalar_dense", "equal", "nonzero", "item", "is_nonzero"), f"{name} waits"
+        result = function(*arguments, **(keywords or {}))
+        if "empty" in name or "new_empty" in name:
+            self.allocated.append(result.numel() * result.element_size())
+        elif "rwkernels" not in function.name() and not any(part in name for part in self.FREE):
+            self.work.append(name)
+        return result
+
+
+@pytest.mark.parametrize("ignore_index", [None, 255])
+@pytest.mark.parametrize("axes", [2, 3])
+def test_a_training_step_waits_for_nothing_and_does_no_other_work(axes, ignore_index):
+    from ptx.driver import emulated_device
+
+    labels = torch.zeros(2, *[16] * axes, dtype=torch.uint8)
+    logits = torch.zeros(2, 4, *[16] * axes, requires_grad=True)
+    loss = rw.RegionWiseLoss("rectified", ignore_index=ignore_index, validate=False, backend="triton")
+    with pytest.MonkeyPatch.context() as patch, emulated_device("cuda", 90, run=False) as device:
+        patch.setattr(triton, "can_run", lambda device: None)
+        with _DeviceWork() as seen:
+            torch.autograd.grad(loss(logits, labels), logits)
+    assert len(device.launches) == {2: 6, 3: 8}[axes]
+    # The one incoming 1 of `backward`, which PyTorch makes.
+    assert seen.work == ["ones_like"]
+
+
+@pytest.mark.parametrize("make", ["distance", "class_distance", "boundary", "dense"])
+def test_other_maps_wait_for_nothing(make):
+    labels = torch.zeros(2, 16, 16, dtype=torch.uint8)
+    calls = {
+        "distance": lambda: rw.distance_transform(labels, backend="triton"),
+        "class_distance": lambda: rw.class_distance_transform(labels, 3, validate=False, backend="triton"),
+        "boundary": lambda: rw.boundary_map(labels, 3, validate=False, backend="triton"),
+        "dense": lambda: rw.rectified_map(labels, 3, validate=False, backend="triton").dense(backend="triton"),
+    }
+
+    def step(labels, classes):
+        with _DeviceWork() as seen:
+            calls[make]()
+        assert seen.work == []
+
+    counts = {"distance": 2, "class_distance": 2, "boundary": 4, "dense": 4}
+    assert len(_names(labels, 3, step)) == counts[make]
+
+
+@pytest.mark.parametrize("axes", [1, 2, 3])
+def test_scratch_memory_is_a_field_and_the_least_values_of_its_blocks(axes):
+    """At most 8 bytes a pixel beyond the map, and a little for each class."""
+    labels = torch.zeros(2, *[64] * axes, dtype=torch.uint8)
+
+    def step(labels, classes):
+        with _DeviceWork() as seen:
+            rw.rectified_map(labels, classes, spatial_dims=axes, validate=False, backend="triton")
+        outputs = 4 * labels.numel() + 8 * len(labels)
+        scratch = sum(seen.allocated) - outputs
+        print(axes, "axes:", scratch / labels.numel(), "bytes a pixel")
+        assert scratch <= 8 * labels.numel() + 8 * classes * len(labels)
+
+    _names(labels, 4, step)
