@@ -2,12 +2,14 @@
 
 import ptx
 import pytest
+import test_triton_edt_binaries as binaries
 import torch
 from samples import scene
 
 import rwkernels as rw
 from rwkernels.backends import triton, triton_maps
 
+work = pytest.importorskip("benchmarks.work", reason="benchmarks/ is not beside the tests")
 sweeps = pytest.importorskip("benchmarks.sweeps", reason="benchmarks/ is not beside the tests")
 pytestmark = pytest.mark.skipif(ptx.missing() is not None, reason=str(ptx.missing()))
 
@@ -40,3 +42,34 @@ def test_the_model_counts_the_loads_of_the_compiled_kernel(shape, spacing, deep,
         each = 4 * count.lanes
         assert field == each * (8 * count.programs + 8 * count.above + 9 * count.below)
         assert minima == each * (2 * count.looks + 2 * sweeps.GROUP * count.group_looks)
+
+
+@pytest.mark.parametrize("spacing", [None, (1.0, 2.0)], ids=["int32", "float32"])
+def test_the_instructions_of_the_prediction_are_those_of_the_binaries(spacing):
+    launches = binaries._launches(
+        ("cuda", 90), torch.zeros(1, 16, 256, dtype=torch.uint8), binaries.MAKERS["rectified"], spacing
+    )
+    (column,) = [launch for launch in launches if launch.name == "column_pass"]
+    pieces = work.PIECES[column.arguments["LANES"]]
+    entered = [len(span) for span in binaries.entered_blocks(column.sass)]
+    assert entered == pytest.approx([pieces.above, pieces.below], rel=0.1)
+    whole = sum(name != "NOP" for _, name, _ in binaries._instructions(column.sass))
+    assert whole - sum(entered) - 2 * pieces.look == pytest.approx(pieces.program, rel=0.15)
+    rectify = launches[-1]
+    assert len(binaries._instructions(rectify.sass)) == pytest.approx(work.RECTIFY, rel=0.1)
+
+
+def test_work_grows_little_with_the_length_of_a_line():
+    """A line of one label and a pixel of another is looked at in groups; only blocks that matter are entered."""
+    for name in ("one-odd-pixel", "uniform", "circle"):
+        small, large = (sweeps.count(scene(name, (n, n), batch=1, dtype=torch.uint8))[0][0] for n in (256, 1024))
+        assert large.looks / large.programs < 40
+        assert large.group_looks / large.programs <= 2 * 1024 / (sweeps.ROWS * sweeps.GROUP)
+        assert large.candidates / 1024**2 < 2 * small.candidates / 256**2
+
+
+def test_cucim_launches_as_its_source_says():
+    """For a label image of 256 x 256 and 4 classes: mask, pack, zeros, 9 + 3 passes, zeros, distance."""
+    task = work.Task("", "hearts", (1, 256, 256), 4)
+    assert work.cucim(task).launches == 4 * 16
+    assert work.cucim(work.Task("", "blobs", (1, 16, 64, 64), 3)).launches == 3 * 12

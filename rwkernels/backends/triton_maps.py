@@ -18,7 +18,7 @@ from rwkernels.backends import reference
 from rwkernels.backends.triton_launch import blocks_of, launch
 
 _ROWS = 8  # of a program of a column pass, and of a block whose least value is known
-_TILE = 1024  # pixels that a program of the row pass holds at once, if a row is not longer
+_TILE = 256  # pixels that a program of the row pass holds at once, if a row is not longer: a warp, and no barrier
 _GROUP = 8  # blocks that are looked at together, in lines of more than `_DEEP` blocks
 _DEEP = 64
 _STREAM = 1024  # pixels of a program of the kernels that only stream
