@@ -11,7 +11,7 @@ from loss_cases import make_case
 
 import rwkernels as rw
 from rwkernels import backends as list_backends
-from rwkernels.backends import choose, native, reference, triton
+from rwkernels.backends import NAMES, choose, cucim, native, reference, triton
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 
@@ -38,13 +38,31 @@ def test_on_the_cpu_the_native_core_comes_first():
     assert choose(CPU, "loss", "reference") is reference
 
 
-def test_on_a_gpu_the_loss_runs_in_triton_and_what_triton_lacks_elsewhere(pretended_gpu):
+def test_on_a_gpu_the_loss_runs_in_triton(pretended_gpu):
     _pretend_triton(pretended_gpu, "3.8.0")
     assert choose(CUDA, "loss") is triton
     assert choose(CUDA, "scale_gradient", "triton") is triton
-    assert choose(CUDA, "fill_rectified") is reference
-    assert choose(CUDA, "fill_rectified", "triton") is reference
     assert choose(CUDA, "loss", "reference") is reference
+
+
+def test_maps_on_a_gpu_run_in_triton_then_in_cucim_then_in_the_reference(pretended_gpu):
+    reasons = {"triton": None, "cucim": None}
+    pretended_gpu.setattr(triton, "can_run", lambda device: reasons["triton"])
+    pretended_gpu.setattr(cucim, "can_run", lambda device: reasons["cucim"])
+    assert choose(CUDA, "fill_rectified") is triton
+    assert choose(CUDA, "fill_rectified", "cucim") is cucim
+    assert choose(CUDA, "loss", "cucim") is triton
+    assert choose(CUDA, "fill_dense", "cucim") is triton
+    pretended_gpu.setenv("RWKERNELS_BACKEND", "cucim")
+    assert choose(CUDA, "fill_boundary") is cucim
+    pretended_gpu.delenv("RWKERNELS_BACKEND")
+    reasons["triton"] = "the device is too old"
+    assert choose(CUDA, "fill_rectified") is cucim
+    assert choose(CUDA, "loss") is reference
+    reasons["cucim"] = "cupy is missing"
+    assert choose(CUDA, "fill_rectified") is reference
+    with pytest.raises(ValueError, match=r"^backend: 'cucim' cannot run on cuda:0: cupy is missing$"):
+        choose(CUDA, "fill_rectified", "cucim")
 
 
 def test_the_environment_forces_a_backend(pretended_gpu):
@@ -83,9 +101,10 @@ def test_triton_needs_a_gpu():
 
 def test_every_backend_says_why_it_cannot_run():
     found = {(status.name, status.device.split(":")[0]): status for status in list_backends()}
-    assert set(found) == {(name, device) for name in ("native", "triton", "reference") for device in ("cpu", "cuda")}
+    assert set(found) == {(name, device) for name in NAMES for device in ("cpu", "cuda")}
     assert all(status.available or status.reason for status in found.values())
     assert str(found["triton", "cpu"]) == "triton on cpu: it computes on GPUs only"
+    assert str(found["cucim", "cpu"]) == "cucim on cpu: it computes on NVIDIA GPUs only"
 
 
 def test_a_training_step_on_the_cpu_imports_no_triton():
@@ -94,6 +113,6 @@ def test_a_training_step_on_the_cpu_imports_no_triton():
     step = (
         "import sys, torch, rwkernels as rw; x = torch.randn(2, 3, 8, 8, requires_grad=True);"
         "rw.RegionWiseLoss()(x, torch.randint(3, (2, 8, 8))).backward(); rw.backends();"
-        "sys.exit('triton' in sys.modules)"
+        "sys.exit(bool({'triton', 'cupy', 'cucim'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", step], check=False).returncode == 0

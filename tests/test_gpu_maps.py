@@ -8,7 +8,7 @@ from samples import SCENES, assert_same, one_hot, scene, scipy_class_distance, s
 from torch.utils import _pytree as pytree
 
 import rwkernels as rw
-from rwkernels.backends import reference
+from rwkernels.backends import load, reference
 
 pytestmark = pytest.mark.gpu
 
@@ -170,6 +170,66 @@ def test_a_map_moves_to_the_device_from_page_locked_memory():
     assert all(leaf.is_pinned() for leaf in pytree.tree_leaves(pinned))
     moved = pinned.to("cuda", non_blocking=True)
     assert torch.equal(moved.dense().cpu(), pinned.dense())
+
+
+@pytest.fixture
+def cupy():
+    """CuPy, where the backend that needs it can run."""
+    reason = load("cucim").can_run(torch.device("cuda"))
+    if reason is not None:
+        pytest.skip(f"backend 'cucim' cannot run on CUDA: {reason}")
+    return pytest.importorskip("cupy")
+
+
+@pytest.mark.parametrize("shape", [(257, 300), (40, 33, 47)], ids=["2d", "3d"])
+@pytest.mark.parametrize("name", ["blobs", "sparse", "one-odd-pixel"])
+def test_triton_and_cucim_and_scipy_agree(cupy, name, shape):
+    labels, spacing = scene(name, shape), SPACING[: len(shape)]
+    found = {}
+    for backend in ("triton", "cucim"):
+        reason = load(backend).can_run(torch.device("cuda"))
+        if reason is not None:
+            pytest.skip(f"backend {backend!r} cannot run on CUDA: {reason}")
+        found[backend] = rw.class_distance_transform(labels.cuda(), 3, spacing=spacing, backend=backend)
+        assert_same(found[backend], scipy_class_distance(labels, 3, spacing))
+    assert_same(found["triton"], found["cucim"].double())
+
+
+def test_cucim_works_on_the_stream_of_torch_and_leaves_the_pool_of_cupy_alone(cupy):
+    labels = scene("blobs", (257, 300))
+    pool = cupy.get_default_memory_pool()
+    before = pool.total_bytes()
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        given = torch.zeros((2, 257, 300), dtype=torch.int64, device="cuda")
+        torch.cuda._sleep(20_000_000)  # whoever does not wait for this stream sees zeros
+        given.copy_(labels)
+        found = rw.rectified_map(given, 3, backend="cucim").foreground
+    stream.synchronize()
+    assert_same(found, reference.rectified(labels, 3, (1.0, 1.0)))
+    assert pool.total_bytes() == before
+
+
+def test_cucim_is_refused_by_name_while_a_graph_is_captured(cupy):
+    labels = scene("blobs", (13, 37)).cuda()
+    refused = pytest.raises(ValueError, match=r"^backend: 'cucim' cannot run on cuda:0: a CUDA graph is being captured")
+    with torch.cuda.graph(torch.cuda.CUDAGraph()), refused:
+        rw.rectified_map(labels, 3, backend="cucim")
+
+
+def test_cupy_arrays_come_in_and_go_out_in_the_order_of_their_stream(gpu_backend, cupy):
+    labels = scene("blobs", (257, 300))
+    with cupy.cuda.Stream(non_blocking=True) as stream:
+        given = cupy.asarray(labels.numpy())
+        found = rw.boundary_map(given, 3, backend=gpu_backend)
+        assert isinstance(found, cupy.ndarray)
+        doubled = found * 2
+        out = cupy.empty(labels.shape, cupy.float32)
+        rw.distance_transform(given, out=out, backend=gpu_backend)
+    stream.synchronize()
+    expected = reference.boundary(labels, 3, (1.0, 1.0))
+    assert_same(torch.from_numpy(cupy.asnumpy(doubled)), 2 * expected)
+    assert_same(torch.from_numpy(cupy.asnumpy(out)), scipy_distance(labels))
 
 
 # --- the kernels of Triton, and what surrounds them ---------------------------------------------------------------

@@ -11,7 +11,10 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("triton", reason="triton is not installed")
+from rwkernels.backends import triton
+
+_WHY_NOT = triton._why_not(None)
+pytestmark = pytest.mark.skipif(_WHY_NOT is not None, reason=str(_WHY_NOT))
 
 TESTS = Path(__file__).parent
 NOT_OURS = "not reference and not native"  # those run elsewhere

@@ -1,7 +1,7 @@
 """Which backend runs for tensors on a device, and why another cannot.
 
 A backend is a module with `NAME`, `can_run` and the other functions of `Backend` that it offers; the rest is left to
-the next one. It imports nothing of the package above this folder.
+the next one. `note`, if there, says what it runs with. It imports nothing of the package above this folder.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 
 ENVIRONMENT_VARIABLE = "RWKERNELS_BACKEND"
 # The first one that can run is taken.
-NAMES = ("native", "triton", "reference")
+NAMES = ("native", "triton", "cucim", "reference")
 
 
 class LossProblem(NamedTuple):
@@ -159,11 +159,15 @@ class Backend(Protocol):
 
 @dataclass(frozen=True)
 class BackendStatus:
-    """One backend on one kind of device: `reason` says why it cannot run, None if it can."""
+    """One backend on one kind of device: `reason` says why it cannot run, None if it can.
+
+    `note` says what it runs with, where that is not given by its name.
+    """
 
     name: str
     device: str
     reason: str | None
+    note: str | None = None
 
     @property
     def available(self) -> bool:
@@ -171,7 +175,8 @@ class BackendStatus:
         return self.reason is None
 
     def __str__(self) -> str:
-        return f"{self.name} on {self.device}: {'can run' if self.available else self.reason}"
+        runs = "can run" if self.note is None else f"can run {self.note}"
+        return f"{self.name} on {self.device}: {runs if self.available else self.reason}"
 
 
 @cache
@@ -216,5 +221,6 @@ def statuses() -> list[BackendStatus]:
                 reason: str | None = "no CUDA device is visible to torch"
             else:
                 reason = load(name).can_run(torch.device(device))
-            found.append(BackendStatus(name, device, reason))
+            tells = getattr(load(name), "note", None) if reason is None else None
+            found.append(BackendStatus(name, device, reason, tells and tells()))
     return found

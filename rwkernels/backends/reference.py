@@ -139,6 +139,13 @@ def rectified(
     Pixels that are ignored hold 0, labels outside [0, num_classes) NaN.
     """
     d = distance(labels, spacing, black_border=black_border, dtype=dtype)
+    return rectified_distance(labels, d, num_classes, class_maximum, ignore_index)
+
+
+def rectified_distance(
+    labels: Tensor, d: Tensor, num_classes: int, class_maximum: Tensor | None, ignore_index: int | None
+) -> Tensor:
+    """Foreground of the rectified map (Eq. 4) from distances [B, *S] to another label."""
     largest = class_max(labels, d, num_classes) if class_maximum is None else class_maximum.to(d)
     foreground = torch.full_like(d, torch.nan)
     for k in range(num_classes):

@@ -85,32 +85,28 @@ class Shape(NamedTuple):
     threads: int
 
 
-def program_shape(num_classes: int, *, dense: bool, width: int, classes_last: bool) -> Shape:
+def program_shape(num_classes: int, *, rectified: bool, width: int, classes_last: bool) -> Shape:
     """The shape of a program, so that what a pixel keeps in registers leaves room for enough programs side by side.
 
-    A thread keeps every logit of its pixels, and every value of a dense map. `width` is the size of a logit in bytes.
-    The bounds are those above which sm_90 needs more than 64 registers (16-bit logits), or 96 (others).
+    A thread keeps every logit of its pixels, and every value of a map unless that is `rectified`: two a pixel. `width`
+    is the size of a logit in bytes; float64 takes two registers.
     """
     rows = 1 << (num_classes - 1).bit_length()
-    parts, threads = 1, 128
-    if classes_last:  # one tile, so that all classes of a pixel are read together; 4 to 32 values a thread
-        values = min(max(32 * rows, 512), 16384)
-        pixels, threads = max(values // rows, 1), min(max(values // 32, 128), 512)
-    elif num_classes > 16:  # up to 8 tiles, over more threads the higher they are; 4 values a thread of each
-        rows = max(rows // 8, 16)
-        threads = min(8 * rows, 512)
-        parts, pixels = -(-num_classes // rows), max(4 * threads // rows, 1)
-    else:  # a tile of one row for every class; all classes of a pixel in one thread
-        parts, rows = num_classes, 1
-        if width == 2 and num_classes <= (3 if dense else 2):
-            pixels = 8 * threads  # accesses of 16 bytes
-        elif num_classes <= (10 if dense else 14):
-            pixels = 4 * threads
-        else:
-            pixels = 2 * threads
-    if width == 8:  # float64 takes two registers
-        pixels = max(pixels // 2, 1)
-    return Shape(parts, rows, pixels, threads)
+    wide = 2 if width == 8 else 1
+    if classes_last:  # one tile, so that all classes of a pixel are read together; rows beyond the classes cost masks
+        each = 2 if width == 8 else 8 if num_classes == rows or rows > 32 else 4
+        values = max(128 * each, rows)
+        return Shape(1, rows, values // rows, min(max(values // 16, 128), 512))
+    if num_classes <= 32:  # a tile of one row for every class: all of a pixel in one thread, and no sum leaves it
+        kept = num_classes * (1 if rectified else 2) * wide
+        # Of sm_90's registers at most 64 up to 6 classes and 96 up to 16, whatever the options, so that at least 32 KiB
+        # of loads are under way on each of its multiprocessors.
+        each = 4 if kept <= 8 else 2 if kept <= 32 else 1
+        return Shape(num_classes, 1, 128 * each, 128)
+    # Tiles over more threads the higher they are, a row of classes over 8: 16 bytes a thread of float32 or float64.
+    rows = max(rows // 8, 16) // (2 if rectified else 1)
+    threads = min(8 * rows, 512)
+    return Shape(-(-num_classes // rows), rows, max(4 * threads // rows // wide, 1), threads)
 
 
 class _Layout(NamedTuple):
@@ -247,7 +243,8 @@ def _pass(
     if upstream is not None and problem.reduction == "none":
         pixel_scale, upstream = upstream.contiguous(), None
 
-    shape = program_shape(num_classes, dense=not problem.compact, width=logits.element_size(), classes_last=layout.last)
+    rectified = problem.compact and scale is None and problem.include_background
+    shape = program_shape(num_classes, rectified=rectified, width=logits.element_size(), classes_last=layout.last)
     blocks = blocks_of(pixels, shape.pixels)
     strides = (*layout[:2], *of_maps[:2], *of_grad[:2])
     unit = _unit(pixels, *strides)

@@ -15,23 +15,27 @@ import triton.language as tl
 
 
 @triton.jit
-def _factor(upstream, count, divisor, images, run, MEAN: tl.constexpr, T: tl.constexpr):
-    """What multiplies run `run` of images: the incoming gradient, divided by N * K for a mean.
+def _elements(count, divisor, images, run):
+    """N * K of run `run` of images.
 
     `divisor` is N * K; or K alone, and `count` holds the pixels that count of every image.
     """
+    elements = tl.cast(divisor, tl.int64)
+    if count is not None:
+        counted = tl.zeros([32], tl.int64)
+        for first in range(0, images, 32):
+            image = first + tl.arange(0, 32)
+            counted += tl.load(count + run * images + image, mask=image < images, other=0)
+        elements = tl.maximum(elements * tl.sum(counted), 1)
+    return elements
+
+
+@triton.jit
+def _incoming(upstream, run, T: tl.constexpr):
+    """The incoming gradient of run `run` of images, 1 if there is none."""
     factor = tl.full([], 1.0, T)
-    if MEAN:
-        elements = tl.cast(divisor, tl.int64)
-        if count is not None:
-            counted = tl.zeros([32], tl.int64)
-            for first in range(0, images, 32):
-                image = first + tl.arange(0, 32)
-                counted += tl.load(count + run * images + image, mask=image < images, other=0)
-            elements = tl.maximum(elements * tl.sum(counted), 1)
-        factor = factor / tl.cast(elements, T)
     if upstream is not None:
-        factor = factor * tl.cast(tl.load(upstream + run), T)
+        factor = tl.cast(tl.load(upstream + run), T)
     return factor
 
 
@@ -132,6 +136,13 @@ def region_wise(
             at = _offset(k, pixel, maps_class, UNIT, K, MAPS_LAST)
             z += (tl.load(maps + at, mask=mask, other=0.0).to(T),)
 
+    if grad is not None:
+        incoming = _incoming(upstream, run, T)
+        if MEAN:
+            elements = _elements(count, divisor, images, run)
+        if pixel_scale is not None:
+            weight = tl.load(pixel_scale + base + pixel, mask=inside, other=0.0).to(T)
+
     counts = inside
     if labels is not None:
         is_class = (given >= 0) & (given < K)
@@ -179,9 +190,11 @@ def region_wise(
         else:
             tl.store(loss + tl.program_id(0), tl.sum(counted))
     if grad is not None:
-        factor = tl.full([1, BLOCK], 1.0, T) * _factor(upstream, count, divisor, images, run, MEAN, T)
+        if MEAN:
+            incoming = incoming / tl.cast(elements, T)
+        factor = tl.full([1, BLOCK], 1.0, T) * incoming
         if pixel_scale is not None:
-            factor *= tl.load(pixel_scale + base + pixel, mask=inside, other=0.0).to(T)
+            factor *= weight
         if labels is not None:
             factor = tl.where(is_class, factor, float("nan"))
         grad += image * (tl.cast(grad_image, tl.int64) * UNIT)
@@ -203,7 +216,9 @@ def finish_loss(partials, loss, count, divisor, parts, images, MEAN: tl.constexp
     for first in range(0, parts, BLOCK):
         part = first + tl.arange(0, BLOCK)
         total += tl.load(partials + run * parts + part, mask=part < parts, other=0.0).to(tl.float64)
-    value = tl.sum(total) * _factor(None, count, divisor, images, run, MEAN, tl.float64)
+    value = tl.sum(total)
+    if MEAN:
+        value = value / tl.cast(_elements(count, divisor, images, run), tl.float64)
     tl.store(loss + run, value.to(loss.dtype.element_ty))
 
 
@@ -226,7 +241,9 @@ def scale_gradient(
     run = tl.cast(tl.program_id(0) // blocks, tl.int64)
     elements = tl.cast(size, tl.int64) * UNIT
     at = tl.cast(tl.program_id(0) % blocks, tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    factor = _factor(upstream, count, divisor, images, run, MEAN, T)
+    factor = _incoming(upstream, run, T)
+    if MEAN:
+        factor = factor / tl.cast(_elements(count, divisor, images, run), T)
     touched = elements
     if out is None:
         out = grad

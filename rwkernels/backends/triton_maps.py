@@ -1,7 +1,7 @@
-"""The maps of the GPU backend: lays out the passes of the distance transform, whose kernels are in `triton_edt.py`, and the
-kernels of `triton_map_kernels.py`.
+"""The maps of the GPU backend: lays out the passes of the distance transform.
 
-How many launches depends on the shape of an image alone, and nothing waits for the device.
+The kernels are in `triton_edt.py`, and in `triton_map_kernels.py` those that make maps of distances. How many launches
+depends on the number of axes alone, and nothing waits for the device.
 """
 
 from __future__ import annotations

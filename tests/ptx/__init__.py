@@ -21,8 +21,10 @@ def missing() -> str | None:
         return "Triton is not installed"
     if os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"):
         return "TRITON_INTERPRET keeps Triton from compiling"
-    from triton import knobs
-
+    try:
+        from triton import knobs
+    except ImportError:
+        return "Triton is older than the one whose launcher is imitated here (it has no `knobs`)"
     try:
         return None if knobs.nvidia.ptxas.path else "Triton comes without ptxas"
     except RuntimeError as error:
