@@ -88,7 +88,7 @@ def test_a_candidate_costs_few_instructions_and_dpx_adds_and_takes_the_minimum(t
         assert dpx >= candidates / 3
 
 
-@pytest.mark.parametrize("width", [512, 2048, 4096])
+@pytest.mark.parametrize("width", [512, 1024, 2048])
 def test_wide_rows_do_not_spill(width):
     launch = _launches(("cuda", 90), torch.zeros(1, 16, width, dtype=torch.uint8), MAKERS["rectified"])[0]
     assert launch.name == "row_pass"

@@ -98,8 +98,9 @@ def row_pass(
         y = first + t
         inside = (y < n) & (x < width)
         start = tl.cast(first, tl.int64) * width
-        at = labels + (tl.cast(source, tl.int64) * n * width + start) + (t * width + x)
-        here = tl.load(at, mask=inside, other=0)
+        first_label = labels + (tl.cast(source, tl.int64) * n * width + start)
+        at = t * width + x
+        here = tl.load(first_label + at, mask=inside, other=0)
         if CLASSES:
             starts = inside & (here == run // slices % classes)
             if IGNORE:
@@ -107,9 +108,9 @@ def row_pass(
             ends = starts
         else:
             starts = inside & (x > 0)
-            starts = starts & (here != tl.load(at - 1, mask=starts, other=0))
+            starts = starts & (here != tl.load(first_label - 1 + at, mask=starts, other=0))
             ends = inside & (x < width - 1)
-            ends = ends & (here != tl.load(at + 1, mask=ends, other=0))
+            ends = ends & (here != tl.load(first_label + 1 + at, mask=ends, other=0))
             if BORDER:
                 starts = starts | (x == 0)
                 ends = ends | (x == width - 1)
@@ -122,12 +123,12 @@ def row_pass(
         low = tl.where(inside, field, FAR)
         if not CLASSES:
             next_row = inside & (y < n - 1)
-            next_row = next_row & (here != tl.load(at + width, mask=next_row, other=0))
+            next_row = next_row & (here != tl.load(first_label + width + at, mask=next_row, other=0))
             last_row = inside & (y > 0)
-            last_row = last_row & (here != tl.load(at - width, mask=last_row, other=0))
+            last_row = last_row & (here != tl.load(first_label - width + at, mask=last_row, other=0))
             field = tl.where(next_row, -field, field)
             low = tl.where(next_row | last_row, tl.zeros_like(low), low)
-        tl.store(out + (outer * n * width + start) + (t * width + x), field, mask=inside)
+        tl.store(out + (outer * n * width + start) + at, field, mask=inside)
         lowest = tl.minimum(lowest, tl.min(low, 0, keep_dims=True))
     tl.store(minima + (outer * blocks + block) * width + x, lowest, mask=x < width)
 
