@@ -230,3 +230,68 @@ def test_cupy_arrays_come_in_and_go_out_in_the_order_of_their_stream(gpu_backend
     expected = reference.boundary(labels, 3, (1.0, 1.0))
     assert_same(torch.from_numpy(cupy.asnumpy(doubled)), 2 * expected)
     assert_same(torch.from_numpy(cupy.asnumpy(out)), scipy_distance(labels))
+
+
+# --- the kernels of Triton, and what surrounds them ---------------------------------------------------------------
+
+
+@scenes
+@pytest.mark.parametrize("shape", [(16, 600, 90), (1, 1100, 130), (2, 40, 33, 47)], ids=["batch", "long", "volume"])
+def test_triton_gives_the_integers_of_scipy(name, shape):
+    labels = scene(name, shape[1:], batch=shape[0], dtype=torch.uint8)
+    found = rw.distance_transform(labels.cuda(), squared=True, backend="triton")
+    assert torch.equal(found.cpu(), scipy_distance(labels).square().round().float())
+
+
+def _step(logits, labels):
+    loss = rw.RegionWiseLoss("rectified", ignore_index=255, backend="triton")(logits, labels)
+    return loss, torch.autograd.grad(loss, logits)[0]
+
+
+@pytest.mark.parametrize("shape", [(64, 96), (24, 32, 40)], ids=["2d", "3d"])
+def test_a_step_from_labels_waits_for_nothing(shape):
+    labels = scene("blobs", shape, dtype=torch.uint8).cuda()
+    logits = torch.randn(2, 3, *shape, device="cuda", requires_grad=True)
+    _step(logits, labels)  # compiles
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        _step(logits, labels)
+        for make in (rw.distance_transform, lambda x, **k: rw.boundary_map(x, 3, **k)):
+            make(labels, backend="triton")
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("shape", [(64, 96), (24, 32, 40)], ids=["2d", "3d"])
+def test_a_captured_step_follows_the_labels_of_its_replay(shape):
+    first, second = (scene(name, shape, dtype=torch.uint8).cuda() for name in ("blobs", "sparse"))
+    labels = first.clone()
+    logits = torch.randn(2, 3, *shape, device="cuda", requires_grad=True)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        _step(logits, labels)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        loss, gradient = _step(logits, labels)
+    for given in (second, first, second):
+        labels.copy_(given)
+        graph.replay()
+        expected = _step(logits, given)
+        assert torch.equal(loss, expected[0])
+        assert torch.equal(gradient, expected[1])
+
+
+@pytest.mark.parametrize("shape", [(4, 512, 512), (1, 96, 128, 128)], ids=["2d", "3d"])
+def test_a_rectified_map_takes_eight_bytes_a_pixel_beside_itself(shape):
+    labels = torch.randint(4, shape, device="cuda", dtype=torch.uint8)
+    rw.rectified_map(labels, 4, backend="triton")
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    maps = rw.rectified_map(labels, 4, backend="triton")
+    peak = torch.cuda.max_memory_allocated() - before
+    assert peak <= (4 + 8) * labels.numel() + (1 << 21)  # PyTorch rounds allocations up
+    assert maps.foreground.shape == labels.shape

@@ -1,4 +1,4 @@
-"""The Triton kernels of the loss, interpreted: the tests of the loss once more, with `backend="triton"` on the CPU.
+"""The Triton kernels, interpreted: the tests of loss, distances and maps once more, with `backend="triton"` on the CPU.
 
 Triton reads `TRITON_INTERPRET` when a kernel is declared, so this takes a process of its own.
 """
@@ -22,9 +22,23 @@ NOT_OURS = "not reference and not native"  # those run elsewhere
 LONG = ["thread_count", "scaled_loss_do_not_flush", "every_option", "finite_differences", "allocate"]
 
 
-@pytest.mark.parametrize(("file", "at_least"), [("loss", 420), ("autograd", 55), ("transforms", 90)])
-def test_the_interpreted_kernels_pass_the_tests_of_the(file, at_least):
-    chosen = " and not ".join([NOT_OURS if file != "loss" else "triton", *LONG])
+# Of distances and maps: what the emulator of PTX does not repeat in `test_triton_edt.py`.
+MAPS = [
+    "step_along_each_axis",
+    "lowest_and_highest",
+    "units_of_spacing",
+    "empty",
+    "hand_computes",
+    "common_factor",
+    "given_class_maximum",
+    "everything_is_ignored",
+    "flat_maps",
+    "out_of_range",
+    "scaling_classes",
+]
+
+
+def _run(file, chosen, at_least):
     result = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"{TESTS}/test_{file}.py", "-k", chosen],
         env={**os.environ, "TRITON_INTERPRET": "1", "RWKERNELS_BACKEND": "triton"},
@@ -38,3 +52,13 @@ def test_the_interpreted_kernels_pass_the_tests_of_the(file, at_least):
     assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-1000:]
     assert passed, result.stdout[-1000:]
     assert int(passed[1]) >= at_least, "tests were left out"
+
+
+@pytest.mark.parametrize(("file", "at_least"), [("loss", 420), ("autograd", 55), ("transforms", 90)])
+def test_the_interpreted_kernels_pass_the_tests_of_the(file, at_least):
+    _run(file, " and not ".join([NOT_OURS if file != "loss" else "triton", *LONG]), at_least)
+
+
+@pytest.mark.parametrize(("file", "at_least"), [("distance", 9), ("maps", 28)])
+def test_the_interpreted_kernels_pass_the_tests_of(file, at_least):
+    _run(file, f"triton and ({' or '.join(MAPS)})", at_least)

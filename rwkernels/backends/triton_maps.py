@@ -1,6 +1,7 @@
-"""The maps of the GPU backend: lays out the passes of the distance transform, whose kernels are in `triton_edt.py`.
+"""The maps of the GPU backend: lays out the passes of the distance transform.
 
-How many launches depends on the shape of an image alone, and nothing waits for the device.
+The kernels are in `triton_edt.py`, and in `triton_map_kernels.py` those that make maps of distances. How many launches
+depends on the number of axes alone, and nothing waits for the device.
 """
 
 from __future__ import annotations
@@ -30,12 +31,14 @@ first_bad_label = reference.first_bad_label  # asked for only where the caller w
 
 
 @cache
-def _kernels() -> Any:
-    return importlib.import_module("rwkernels.backends.triton_edt")
+def _kernels() -> dict[str, Any]:
+    edt = importlib.import_module("rwkernels.backends.triton_edt")
+    maps = importlib.import_module("rwkernels.backends.triton_map_kernels")
+    return {**vars(edt), **vars(maps)}
 
 
 def _launch(name: str, programs: int, threads: int, *arguments: Any, **constants: Any) -> None:
-    launch(getattr(_kernels(), name), programs, threads, *arguments, **constants)
+    launch(_kernels()[name], programs, threads, *arguments, **constants)
 
 
 class _Task(NamedTuple):
