@@ -192,7 +192,7 @@ OF_THE_FUNCTION = {
     ),
     "an unknown backend": (
         _function(LOGITS, MAPS, backend="fortran"),
-        (ValueError, "backend", "'native', 'reference'", "'fortran'"),
+        (ValueError, "backend", "'native', 'triton', 'cucim', 'reference'", "'fortran'"),
     ),
     "logits elsewhere than the compact map": (
         _function(LOGITS.to("meta"), MAPS),

@@ -17,7 +17,7 @@ _WHY_NOT = triton._why_not(None)
 pytestmark = pytest.mark.skipif(_WHY_NOT is not None, reason=str(_WHY_NOT))
 
 TESTS = Path(__file__).parent
-NOT_OURS = "not reference and not native"  # those run elsewhere
+NOT_OURS = "not reference and not native and not over-scipy"  # those run elsewhere
 # Thousands of evaluations, or of programs: minutes for the interpreter, and nothing that smaller tests do not show.
 LONG = ["thread_count", "scaled_loss_do_not_flush", "every_option", "finite_differences", "allocate"]
 
