@@ -29,6 +29,8 @@ def _cpu_backends() -> list[object]:
             found.append(pytest.param((name, None), id="cucim-over-scipy"))
             continue
         reason = load(name).can_run(CPU)
+        if reason is not None and name == "triton":
+            continue  # test_triton_interpreter.py runs it, in a process of its own
         if reason is not None:
             skip = pytest.mark.skip(reason=f"backend {name!r} cannot run on the CPU: {reason}")
             found.append(pytest.param((name, None), id=name, marks=skip))
