@@ -1,5 +1,4 @@
-"""The GPU backend. Of the loss: chooses the shape of a program and launches the kernels of `triton_loss.py`. Its maps
-are in `triton_maps.py`.
+"""The GPU backend: where it can run, and the loss (kernels in `triton_loss.py`). Its maps are in `triton_maps.py`.
 
 Nothing here waits for the device or asks it for a value, and nothing is tuned at run time. Under `torch.compile` the
 same functions run on fake tensors, so that the compiler sees every allocation and every kernel.
@@ -131,12 +130,9 @@ def _layout(tensor: Tensor) -> _Layout | None:
     return None
 
 
-def _even(tensor: Tensor) -> tuple[Tensor, _Layout]:
+def _even(tensor: Tensor) -> Tensor:
     """`tensor`, or a contiguous copy of one whose pixels do not follow each other evenly."""
-    layout = _layout(tensor)
-    if layout is not None:
-        return tensor, layout
-    return _even(tensor.contiguous())
+    return tensor.contiguous() if _layout(tensor) is None else tensor
 
 
 def _unit(*values: int) -> int:
@@ -217,40 +213,29 @@ def _pass(
     divided: bool,
 ) -> Tensor:
     """The one pass over logits and map: fills `grad`, and returns the loss of every pixel or of every program."""
-    (logits, layout), written = _even(problem.logits), grad
-    if grad is not None:
-        to = _layout(grad)
-        if to is None or to.last != layout.last:
-            logits, layout = _even(problem.logits.contiguous())
-            written = torch.empty_like(logits)
+    logits, written = _laid_out_alike(problem.logits, grad)
+    maps = problem.maps.contiguous() if problem.compact else _even(problem.maps)
     batch, num_classes = logits.shape[:2]
     pixels = logits[:1, :1].numel()
-    maps, of_maps, of_grad = (
-        problem.maps.contiguous() if problem.compact else problem.maps,
-        _Layout(0, 0, False),
-        layout,
-    )
-    if not problem.compact:
-        maps, of_maps = _even(maps)
-    if written is not None:
-        of_grad = _layout(written) or layout
-    labels = None if problem.labels is None else problem.labels.contiguous()
-    background, background_value = problem.background, problem.background_value
-    if background is None and problem.compact and logits.dtype == torch.float64:  # a number arrives as float32
-        background = torch.full_like(maps, background_value, dtype=torch.float64)
-    scale = None if problem.class_scale is None else problem.class_scale.contiguous()
-    pixel_scale = None
-    if upstream is not None and problem.reduction == "none":
-        pixel_scale, upstream = upstream.contiguous(), None
-
-    rectified = problem.compact and scale is None and problem.include_background
-    shape = program_shape(num_classes, rectified=rectified, width=logits.element_size(), classes_last=layout.last)
-    blocks = blocks_of(pixels, shape.pixels)
-    strides = (*layout[:2], *of_maps[:2], *of_grad[:2])
+    per_pixel = problem.reduction == "none"
+    of_logits, of_grad = _layout(logits), _layout(logits if written is None else written)
+    of_maps = _Layout(0, 0, False) if problem.compact else _layout(maps)
+    assert of_logits is not None
+    assert of_maps is not None
+    assert of_grad is not None
+    strides = (*of_logits[:2], *of_maps[:2], *of_grad[:2])
     unit = _unit(pixels, *strides)
+    scale = _contiguous(problem.class_scale)
+    shape = program_shape(
+        num_classes,
+        rectified=problem.compact and scale is None and problem.include_background,
+        width=logits.element_size(),
+        classes_last=of_logits.last,
+    )
+    blocks = blocks_of(pixels, shape.pixels)
     loss = None
     if with_loss:
-        sizes = (batch, *logits.shape[2:]) if problem.reduction == "none" else (batch * blocks,)
+        sizes = (batch, *logits.shape[2:]) if per_pixel else (batch * blocks,)
         loss = torch.empty(sizes, dtype=problem.loss_dtype, device=logits.device)
     _launch(
         "region_wise",
@@ -258,11 +243,11 @@ def _pass(
         shape.threads,
         logits,
         maps,
-        labels,
-        None if background is None else background.contiguous(),
+        _contiguous(problem.labels),
+        _background(problem),
         scale,
-        pixel_scale,
-        None if upstream is None else upstream.reshape(-1).contiguous(),
+        _contiguous(upstream) if per_pixel else None,
+        None if per_pixel or upstream is None else upstream.reshape(-1).contiguous(),
         None if mean is None else mean.counted,
         written,
         loss,
@@ -273,7 +258,7 @@ def _pass(
         batch // problem.runs,
         1 if mean is None else mean.divisor,
         0 if problem.ignore_index is None else problem.ignore_index,
-        background_value,
+        problem.background_value,
         K=num_classes,
         PARTS=shape.parts,
         ROWS=shape.rows,
@@ -283,14 +268,41 @@ def _pass(
         IGNORE=problem.ignore_index is not None,
         FIRST=0 if problem.include_background else 1,
         MEAN=mean is not None and divided,
-        PER_PIXEL=problem.reduction == "none",
-        LOGITS_LAST=layout.last,
+        PER_PIXEL=per_pixel,
+        LOGITS_LAST=of_logits.last,
         MAPS_LAST=of_maps.last,
         WIDE=pixels * num_classes >= 2**31,
     )
     if grad is not None and written is not None and written is not grad:
         grad.copy_(written)
     return logits.new_empty(0) if loss is None else loss
+
+
+def _laid_out_alike(logits: Tensor, grad: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """The logits, and where to write the gradient: both even, with classes last in both or in neither.
+
+    That is a copy of the logits, or a tensor beside `grad`, where they are not so by themselves.
+    """
+    logits = _even(logits)
+    if grad is None:
+        return logits, None
+    here, there = _layout(logits), _layout(grad)
+    if here is not None and there is not None and here.last == there.last:
+        return logits, grad
+    logits = logits.contiguous()
+    return logits, torch.empty_like(logits)
+
+
+def _background(problem: LossProblem) -> Tensor | None:
+    """The background of every pixel; None for a number, which reaches a kernel as float32."""
+    background = problem.background
+    if background is None and problem.compact and problem.logits.dtype == torch.float64:
+        return torch.full_like(problem.maps, problem.background_value, dtype=torch.float64).contiguous()
+    return _contiguous(background)
+
+
+def _contiguous(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.contiguous()
 
 
 def scale_gradient(problem: LossProblem, grad: Tensor, upstream: Tensor, *, divide: bool, in_place: bool) -> Tensor:
