@@ -21,6 +21,20 @@ if os.environ.get("TRITON_INTERPRET") == "1":  # set by test_triton_interpreter.
     _BACKENDS.append("triton")
 on_cpu_backends = pytest.mark.parametrize("backend", _BACKENDS)
 FLOATS = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+either_kind = pytest.mark.parametrize("kind", ["compact", "dense"])
+every_reduction = pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+kept_or_recomputed = pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recomputed"])
+# Ways to lay out [B, K, H, W] in memory.
+LAYOUTS = {
+    "channels-last": lambda x: x.contiguous(memory_format=torch.channels_last),
+    "transposed-space": lambda x: x.transpose(2, 3).contiguous().transpose(2, 3),
+    "batch-inside": lambda x: x.permute(1, 2, 3, 0).contiguous().permute(3, 0, 1, 2),
+    "class-slice": lambda x: torch.stack([x, x + 7], 2).flatten(1, 2)[:, ::2],
+    "crop": lambda x: torch.nn.functional.pad(x, (3, 2, 1, 4))[:, :, 1:-4, 3:-2],
+    "every-other-column": lambda x: torch.stack([x, x + 7], -1).flatten(3)[..., ::2],
+    "flipped-twice": lambda x: x.flip(3).flip(3),
+    "unaligned": lambda x: torch.cat([x.new_zeros(1), x.flatten()])[1:].view(x.shape),
+}
 FAMILIES = ["rectified", "boundary", "active_contour", "constant"]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import pytest
 import torch
 from scipy.ndimage import distance_transform_edt
 from torch import Tensor
@@ -67,6 +68,11 @@ SCENES: dict[str, Callable[[Shape, int, int], np.ndarray]] = {
     "uniform": _uniform,
     "without-class-one": _without_class_one,
 }
+SHAPES = [(131,), (13, 37), (67, 5), (33, 1), (3, 19, 35), (9, 17, 1)]
+SPACING = (2.5, 0.4, 1.3)
+shapes = pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "x".join(map(str, shape)))
+scenes = pytest.mark.parametrize("name", SCENES)
+ROW = torch.tensor([[[0, 0, 0, 1, 1, 2]]])  # distances 3 2 1 1 1 1
 
 
 def scene(name: str, shape: Shape, num_classes: int = 3, batch: int = 2, dtype: torch.dtype = torch.int64) -> Tensor:

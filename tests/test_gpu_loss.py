@@ -9,6 +9,8 @@ from loss_cases import (
     FLOATS,
     assert_like_eager,
     eager_loss,
+    either_kind,
+    every_reduction,
     loss_and_gradient,
     make_case,
     name,
@@ -26,8 +28,6 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device"),
 ]
 DEVICE = "cuda"
-either_kind = pytest.mark.parametrize("kind", ["compact", "dense"])
-every_reduction = pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 
 
 def _case(kind="compact", **options):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from samples import SCENES, assert_same, one_hot, scene, scipy_class_distance, scipy_distance
+from samples import SPACING, assert_same, one_hot, scene, scenes, scipy_class_distance, scipy_distance, shapes
 from torch.utils import _pytree as pytree
 
 import rwkernels as rw
@@ -12,10 +12,6 @@ from rwkernels.backends import load, reference
 
 pytestmark = pytest.mark.gpu
 
-SHAPES = [(131,), (13, 37), (67, 5), (33, 1), (3, 19, 35), (9, 17, 1)]
-SPACING = (2.5, 0.4, 1.3)
-shapes = pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "x".join(map(str, shape)))
-scenes = pytest.mark.parametrize("name", SCENES)
 dtypes = pytest.mark.parametrize(
     "dtype", [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool], ids=str
 )

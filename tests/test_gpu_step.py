@@ -7,7 +7,16 @@ import statistics
 
 import pytest
 import torch
-from loss_cases import FLOATS, assert_like_eager, eager_loss, loss_and_gradient, make_case, name, random_logits
+from loss_cases import (
+    FLOATS,
+    assert_like_eager,
+    eager_loss,
+    either_kind,
+    loss_and_gradient,
+    make_case,
+    name,
+    random_logits,
+)
 
 import rwkernels as rw
 from rwkernels.backends import choose
@@ -17,7 +26,6 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device"),
 ]
 DEVICE = "cuda"
-either_kind = pytest.mark.parametrize("kind", ["compact", "dense"])
 FLUSH = 256 << 20  # bytes, more than any second-level cache holds
 
 

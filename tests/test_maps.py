@@ -7,17 +7,10 @@ import math
 import numpy as np
 import pytest
 import torch
-from samples import SCENES, assert_same, one_hot, scene, scipy_class_distance, scipy_distance
+from samples import ROW, SPACING, assert_same, one_hot, scene, scenes, scipy_distance, shapes
 
 import rwkernels as rw
 from rwkernels.backends import reference
-
-SHAPES = [(131,), (13, 37), (67, 5), (33, 1), (3, 19, 35), (9, 17, 1)]
-SPACING = (2.5, 0.4, 1.3)
-shapes = pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "x".join(map(str, shape)))
-scenes = pytest.mark.parametrize("name", SCENES)
-ROW = torch.tensor([[[0, 0, 0, 1, 1, 2]]])  # distances 3 2 1 1 1 1
-
 
 # --- rectified map, Eq. 4 --------------------------------------------------------------------------------------
 
@@ -218,82 +211,6 @@ def test_any_number_of_threads_gives_the_same_maps(backend, name, restore_thread
     assert results[0][1].tolist() == (labels != -1).flatten(1).sum(1).tolist()
 
 
-# --- boundary map, Eq. 3 ---------------------------------------------------------------------------------------
-
-
-@scenes
-@shapes
-def test_boundary_map_is_minus_the_inside_distance_and_plus_the_outside_distance(backend, name, shape):
-    labels, spacing = scene(name, shape), SPACING[: len(shape)]
-    found = rw.boundary_map(labels, 4, spacing=spacing, spatial_dims=len(shape), backend=backend)
-    inside, outside = scipy_distance(labels, spacing), scipy_class_distance(labels, 4, spacing)
-    expected = torch.where(one_hot(labels, 4) == 1, -inside.unsqueeze(1), outside)
-    assert_same(found, torch.where(expected.isinf(), 0.0, expected))
-
-
-def test_boundary_map_of_a_row_is_what_a_hand_computes(backend):
-    found = rw.boundary_map(ROW, 4, backend=backend)
-    expected = [[-3, -2, -1, 1, 2, 3], [3, 2, 1, -1, -1, 1], [5, 4, 3, 2, 1, -1], [0] * 6]
-    assert found[0, :, 0].tolist() == expected
-
-
-@pytest.mark.parametrize("absent", [0.0, 2.5, -1.0])
-def test_boundary_map_of_an_absent_class_holds_absent_in_its_channel(backend, absent):
-    labels = scene("without-class-one", (13, 37))
-    found = rw.boundary_map(labels, 3, absent=absent, backend=backend)
-    assert (found[:, 1] == absent).all()
-    assert torch.equal(found[:, 0], rw.boundary_map(labels, 3, backend=backend)[:, 0])
-
-
-def test_boundary_map_of_one_class_that_fills_the_image_is_zero_in_every_channel(backend):
-    labels = torch.stack([torch.full((5, 34), 2), scene("blobs", (5, 34))[0]])
-    found = rw.boundary_map(labels, 3, backend=backend)
-    assert (found[0] == 0).all()
-    assert (found[1] != 0).all()
-    found = rw.boundary_map(labels, 3, absent=7.0, inside_offset=1.0, backend=backend)
-    assert (found[0, 2] == 0).all()
-    assert (found[0, :2] == 7).all()
-
-
-def test_inside_offset_gives_the_variant_of_kervadec_et_al_in_units_of_spacing(backend):
-    labels, spacing = scene("blobs", (13, 37)), (0.5, 2.0)
-    plain = rw.boundary_map(labels, 3, spacing=spacing, backend=backend)
-    found = rw.boundary_map(labels, 3, spacing=spacing, inside_offset=0.5, backend=backend)
-    inside = one_hot(labels, 3) == 1
-    torch.testing.assert_close(found[inside], plain[inside] + 0.5)
-    assert torch.equal(found[~inside], plain[~inside])
-    assert rw.boundary_map(ROW, 3, inside_offset=1.0, backend=backend)[0, 0, 0].tolist() == [-2, -1, 0, 1, 2, 3]
-
-
-def test_a_black_border_bounds_the_inside_of_a_boundary_map_only(backend):
-    labels, spacing = scene("blobs", (13, 37)), (0.5, 2.0)
-    found = rw.boundary_map(labels, 3, spacing=spacing, black_border=True, backend=backend)
-    inside, outside = scipy_distance(labels, spacing, black_border=True), scipy_class_distance(labels, 3, spacing)
-    assert_same(found, torch.where(one_hot(labels, 3) == 1, -inside.unsqueeze(1), outside))
-
-
-@pytest.mark.parametrize("ignore_index", [-1, -100, 255, 1])
-def test_ignored_pixels_of_a_boundary_map_hold_zero_and_bound_regions(backend, ignore_index):
-    labels = scene("blobs", (13, 37))
-    labels[0, 4:7, 5:30] = ignore_index
-    found = rw.boundary_map(labels, 3, ignore_index=ignore_index, backend=backend)
-    ignored = labels == ignore_index
-    assert (found.movedim(1, -1)[ignored] == 0).all()
-    marked = torch.where(ignored, 3, labels)
-    inside, outside = scipy_distance(marked), scipy_class_distance(marked, 3)
-    expected = torch.where(one_hot(marked, 4)[:, :3] == 1, -inside.unsqueeze(1), outside)
-    expected = torch.where(expected.isinf() | ignored.unsqueeze(1), 0.0, expected)
-    assert_same(found, expected)
-
-
-@pytest.mark.parametrize("num_classes", [1, 2, 40])
-def test_boundary_map_with_few_and_with_many_classes(backend, num_classes):
-    labels = scene("blobs", (11, 19), num_classes=num_classes, batch=1)
-    assert_same(
-        rw.boundary_map(labels, num_classes, backend=backend), reference.boundary(labels, num_classes, (1.0, 1.0))
-    )
-
-
 # --- active contour and constant maps --------------------------------------------------------------------------
 
 
@@ -370,90 +287,6 @@ def test_rectify_ignores_pixels_by_their_label_even_where_the_map_is_nan():
     maps = rw.rectify(dense, labels, ignore_index=-1)
     assert maps.count.item() == 2
     assert maps.dense()[0, :, 0].tolist() == [[-1, 0, 2], [3, 0, -4]]
-
-
-# --- scaling ---------------------------------------------------------------------------------------------------
-
-WEIGHT = [0.5, 3.0, 1.0, 2.0]
-
-
-def _compact_maps():
-    labels = scene("blobs", (5, 34), num_classes=4)
-    return labels, {
-        "number-background": rw.rectified_map(labels, 4),
-        "pixel-background": rw.rectify(rw.boundary_map(labels, 4), labels, background="mean"),
-    }
-
-
-@pytest.mark.parametrize("kind", ["number-background", "pixel-background"])
-def test_scaling_classes_by_channel_multiplies_every_channel(backend, kind):
-    _, maps = _compact_maps()
-    weight = torch.tensor(WEIGHT)
-    expected = maps[kind].dense() * weight.view(1, 4, 1, 1)
-    torch.testing.assert_close(rw.scale_classes(maps[kind], weight).dense(backend=backend), expected)
-    torch.testing.assert_close(rw.scale_classes(maps[kind].dense(), WEIGHT), expected)
-
-
-@pytest.mark.parametrize("kind", ["number-background", "pixel-background"])
-def test_scaling_classes_by_label_multiplies_every_pixel_by_the_weight_of_its_class(backend, kind):
-    labels, maps = _compact_maps()
-    expected = maps[kind].dense() * torch.tensor(WEIGHT)[labels].unsqueeze(1)
-    scaled = rw.scale_classes(maps[kind], WEIGHT, by="label")
-    assert scaled.class_scale is None
-    torch.testing.assert_close(scaled.dense(backend=backend), expected)
-    torch.testing.assert_close(rw.scale_classes(maps[kind].dense(), WEIGHT, by="label", labels=labels), expected)
-
-
-def test_scaling_classes_twice_multiplies_the_weights():
-    _, maps = _compact_maps()
-    twice = rw.scale_classes(rw.scale_classes(maps["number-background"], WEIGHT), [2.0, 1.0, 4.0, 0.0])
-    assert twice.class_scale.tolist() == [1.0, 3.0, 4.0, 0.0]
-
-
-def test_scaling_by_label_stays_rectified_and_scaling_by_channel_does_not():
-    _, maps = _compact_maps()
-    logits = torch.randn(2, 4, 5, 34, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
-
-    def most_negative_entries(scaled):
-        return (reference.pixel_gradient(logits, scaled.dense(torch.float64)) < -1e-12).sum(1).max().item()
-
-    assert most_negative_entries(rw.scale_classes(maps["number-background"], WEIGHT, by="label")) == 1
-    assert most_negative_entries(rw.scale_classes(maps["number-background"], WEIGHT, by="channel")) > 1
-
-
-def test_scaling_by_label_leaves_ignored_pixels_zero_and_counts_the_same():
-    labels = torch.tensor([[[0, 1, -1, 1]]])
-    maps = rw.active_contour_map(labels, 2, ignore_index=-1)
-    for by in ("label", "channel"):
-        scaled = rw.scale_classes(maps, [2.0, 5.0], by=by)
-        assert scaled.dense()[0, :, 0, 2].tolist() == [0, 0]
-        assert scaled.count.item() == 3
-
-
-def test_scaling_by_label_takes_as_many_classes_as_uint8_labels_and_more():
-    labels = torch.tensor([[[0, 255]]], dtype=torch.uint8)
-    scaled = rw.scale_classes(rw.active_contour_map(labels, 256), torch.arange(256.0) + 2, by="label")
-    assert scaled.background.flatten().tolist() == [2, 257]
-
-
-@pytest.mark.parametrize("kind", ["number-background", "pixel-background"])
-def test_scaling_pixels_multiplies_the_whole_map_of_every_pixel(backend, kind):
-    labels, maps = _compact_maps()
-    weight = torch.rand(labels.shape, generator=torch.Generator().manual_seed(4))
-    weight[0, 2] = 0
-    expected = maps[kind].dense() * weight.unsqueeze(1)
-    for given in (weight, weight.unsqueeze(1), weight.double()):
-        torch.testing.assert_close(rw.scale_pixels(maps[kind], given).dense(backend=backend), expected)
-        torch.testing.assert_close(rw.scale_pixels(maps[kind].dense(), given), expected)
-
-
-def test_scaling_pixels_by_one_number_multiplies_everything():
-    _, maps = _compact_maps()
-    dense = maps["number-background"].dense()
-    scaled = rw.scale_pixels(maps["number-background"], 2.5)
-    assert scaled.background == 2.5
-    torch.testing.assert_close(scaled.dense(), 2.5 * dense)
-    torch.testing.assert_close(rw.scale_pixels(dense, 2.5), 2.5 * dense)
 
 
 # --- arguments that every map function takes -------------------------------------------------------------------

@@ -8,6 +8,8 @@ import pytest
 import torch
 from loss_cases import (
     eager_loss,
+    either_kind,
+    every_reduction,
     loss_and_gradient,
     make_case,
     on_cpu_backends,
@@ -21,8 +23,6 @@ from torch.library import opcheck
 import rwkernels as rw
 
 BATCH, CLASSES = 2, 3
-either_kind = pytest.mark.parametrize("kind", ["compact", "dense"])
-every_reduction = pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 every_option = pytest.mark.parametrize("ignore_index", [None, -1], ids=["none-ignored", "ignore-1"])
 
 

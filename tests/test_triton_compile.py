@@ -14,7 +14,7 @@ from typing import Any
 import ptx
 import pytest
 import torch
-from loss_cases import assert_results_of_eager, generator, make_case, random_logits
+from loss_cases import assert_results_of_eager, either_kind, generator, make_case, random_logits
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -25,7 +25,6 @@ kernel_traffic = pytest.importorskip("benchmarks.kernel_traffic", reason="benchm
 
 _WHY_NOT = inductor.why_not() or ptx.missing()
 pytestmark = pytest.mark.skipif(_WHY_NOT is not None, reason=str(_WHY_NOT))
-either_kind = pytest.mark.parametrize("kind", ["compact", "dense"])
 
 
 def _wanted(logits: Tensor) -> Tensor:
