@@ -203,13 +203,18 @@ def test_the_sums_of_a_thousand_million_pixels_add_up_to_seven_digits(device):
 
 
 @either_kind
-@pytest.mark.parametrize("wide", [False, True], ids=["many-classes", "many-pixels"])
-def test_offsets_past_2_31_elements_reach_the_right_ones(wide, kind, device):
+@pytest.mark.parametrize(
+    ("batch", "classes", "pixels", "last"),
+    [(3, 1030, 2**20 + 24, False), (2, 2, 2**30 + 24, False), (1, 2, 2**30 + 24, True)],
+    ids=["many-classes", "many-pixels", "channels-last"],
+)
+def test_offsets_past_2_31_elements_reach_the_right_ones(batch, classes, pixels, last, kind, device):
     """The last program of a batch whose memory is never touched but there."""
     from ptx.driver import emulate
 
-    pixels, classes, batch = (2**30 + 24, 2, 2) if wide else (2**20 + 24, 1030, 3)
     x = torch.empty((batch, classes, pixels), dtype=torch.bfloat16)
+    if last:
+        x = x.view(batch, pixels, classes).transpose(1, 2)
     grad, labels = torch.empty_like(x), torch.empty((batch, pixels), dtype=torch.uint8)
     maps = torch.empty_like(x) if kind == "dense" else torch.empty((batch, pixels))
     case = make_case(kind, batch=1, num_classes=classes, shape=(24,), dtype=torch.bfloat16, label_dtype=torch.uint8)
@@ -228,7 +233,8 @@ def test_offsets_past_2_31_elements_reach_the_right_ones(wide, kind, device):
     _, expected = loss_and_gradient(
         lambda x: rw.region_wise_loss(x, case.maps, reduction="sum", backend="reference"), case.logits
     )
-    assert launch.arguments["WIDE"] is wide
+    assert launch.arguments["WIDE"] is (pixels > 2**30)
+    assert launch.arguments["LOGITS_LAST"] is last
     torch.testing.assert_close(grad[-1:, :, -24:], expected, rtol=2**-7, atol=1e-6)
 
 
