@@ -304,7 +304,7 @@ def kernel(task: Task, *, compact: bool, reuse: bool) -> Contender:
 
     def run() -> tuple[float, Tensor]:
         grad = torch.empty_like(x) if kept is None else kept
-        loss, _ = backend.loss(problem, with_loss=True, grad=grad, upstream=None, divided=True, validate=False)
+        loss, _ = backend.loss(problem, with_loss=True, grad=grad, upstream=None, divide=True, validate=False)
         return float(loss), grad
 
     def check(result: tuple[float, Tensor]) -> str | None:

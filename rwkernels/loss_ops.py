@@ -41,7 +41,7 @@ def _region_wise(*arguments: Any) -> tuple[Tensor, Tensor]:
         with_loss=True,
         grad=grad,
         upstream=None,
-        divided=scales_gradient_at_once(logits.dtype),
+        divide=scales_gradient_at_once(logits.dtype),
         validate=labels is not None and can_check(labels, problem.validate),
     )
     if labels is not None:
@@ -74,7 +74,7 @@ def _region_wise_gradient(upstream: Tensor, *arguments: Any) -> Tensor:
     if kept is not None:
         return backend.scale_gradient(problem, kept, upstream, divide=divides_later(problem), in_place=False)
     grad = torch.empty_like(problem.logits)
-    backend.loss(problem, with_loss=False, grad=grad, upstream=upstream, divided=True, validate=False)
+    backend.loss(problem, with_loss=False, grad=grad, upstream=upstream, divide=True, validate=False)
     return grad
 
 
@@ -98,6 +98,7 @@ def _show_compiler(name: str, run: Callable[..., Any], first: int) -> None:
     def rule(mode: Any, operator: Any, types: Any, arguments: tuple[Any, ...] = (), keywords: Any = None) -> Any:
         problem = Problem._make(arguments[first : first + len(Problem._fields)])
         device = problem.logits.device
+        # A check of label values reads them, which no graph can.
         if problem.validate or device.type == "cpu" or choose(device, "loss", problem.backend).NAME != "triton":
             return mode.__torch_dispatch__(operator, types, arguments, keywords)
         from torch.export._trace import custom_triton_ops_decomposition_disabled

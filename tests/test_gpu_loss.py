@@ -108,12 +108,20 @@ def test_a_batch_with_nothing_left_gives_loss_and_gradient_zero(dtype, kind):
 
 
 @pytest.mark.parametrize("bad", [-1, 3, 2**31, 2**32 + 1, -(2**63)])
-def test_a_bad_label_poisons_the_loss_with_nan_by_default_and_raises_on_request(bad):
-    case = _case()
+@either_kind
+def test_a_bad_label_poisons_the_loss_with_nan_by_default_and_raises_on_request(kind, bad):
+    case = _case(kind, ignore_index=7)
     case.labels[1, 2, 3] = bad
-    assert rw.region_wise_loss(case.logits, case.maps).isnan()
-    with pytest.raises(ValueError, match=rf"labels: expected integers in \[0, 3\), got {bad} at \(1, 2, 3\)"):
-        rw.region_wise_loss(case.logits, case.maps, validate=True)
+    assert rw.region_wise_loss(case.logits, case.maps, **case.options()).isnan()
+    with pytest.raises(ValueError, match=rf"labels: expected integers in \[0, 3\) or 7 .*, got {bad} at \(1, 2, 3\)"):
+        rw.region_wise_loss(case.logits, case.maps, validate=True, **case.options())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_bad_label_poisons_the_loss_of_every_family(family):
+    labels = random_labels((2, 21, 34), 4).to(DEVICE)
+    labels[1, 2, 3] = 4
+    assert rw.RegionWiseLoss(family)(random_logits((2, 4, 21, 34)).to(DEVICE), labels).isnan()
 
 
 @either_kind

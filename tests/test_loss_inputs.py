@@ -242,16 +242,16 @@ BAD_LABELS = [-1, 3, 200, 2**31, 2**32 + 1, -(2**32) + 1, -(2**63), 2**63 - 1]
 
 
 @on_cpu_backends
+@either_kind
 @pytest.mark.parametrize("bad", BAD_LABELS)
-def test_a_bad_label_that_is_not_checked_poisons_the_loss_with_nan(bad, backend):
-    case = make_case(shape=(4, 19))
+def test_a_bad_label_that_is_not_checked_poisons_the_loss_with_nan(bad, kind, backend):
+    case = make_case(kind, shape=(4, 19), ignore_index=7)
     case.labels[1, 2, 18] = bad
-    loss, gradient = loss_and_gradient(
-        lambda x: rw.region_wise_loss(x, case.maps, validate=False, backend=backend), case.logits
-    )
+    options = {**case.options(), "validate": False, "backend": backend}
+    loss, gradient = loss_and_gradient(lambda x: rw.region_wise_loss(x, case.maps, **options), case.logits)
     assert loss.isnan()
     assert gradient.shape == case.logits.shape
-    per_pixel = rw.region_wise_loss(case.logits, case.maps, validate=False, reduction="none", backend=backend)
+    per_pixel = rw.region_wise_loss(case.logits, case.maps, reduction="none", **options)
     assert per_pixel.isnan().nonzero().tolist() == [[1, 2, 18]]
 
 

@@ -155,7 +155,7 @@ def test_logits_and_maps_of_different_layouts_spill_nothing(num_classes, last):
     problem = problem._replace(**{last: getattr(problem, last).to(memory_format=torch.channels_last)})
     grad = torch.empty_like(problem.logits)
     with on_target(90) as device:
-        triton.loss(problem, with_loss=True, grad=grad, upstream=None, divided=True, validate=False)
+        triton.loss(problem, with_loss=True, grad=grad, upstream=None, divide=True, validate=False)
     assert_nothing_spilled(device.launches[0])
 
 
@@ -213,7 +213,7 @@ def test_the_small_kernels_spill_nothing_and_stream_in_16_bytes(arch, dtype):
     problem = Variant("compact", 4, dtype, option="ignore").problem()._replace(image_count=None)
     grad = torch.empty_like(problem.logits)
     with on_target(arch) as device:
-        triton.loss(problem, with_loss=True, grad=None, upstream=None, divided=False, validate=False)
+        triton.loss(problem, with_loss=True, grad=None, upstream=None, divide=False, validate=False)
         triton.scale_gradient(problem, grad, torch.ones(1), divide=True, in_place=True)
         triton.scale_gradient(problem, grad, torch.ones(1), divide=False, in_place=False)
     counting, _, finishing, _, *scaling = device.launches

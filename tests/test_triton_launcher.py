@@ -205,5 +205,5 @@ def test_another_dtype_gets_another_binary(device):
 def test_images_of_2_to_the_31_elements_get_offsets_of_64_bits(device, pixels, wide):
     logits = torch.empty(1, 1, pixels, device="meta")  # nothing runs, so nothing of it is touched
     problem = Variant("dense", 1).problem()._replace(logits=logits, maps=logits)
-    triton.loss(problem, with_loss=True, grad=None, upstream=None, divided=True, validate=False)
+    triton.loss(problem, with_loss=True, grad=None, upstream=None, divide=True, validate=False)
     assert device.launches[0].constants["WIDE"] == wide

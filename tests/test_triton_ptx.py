@@ -226,7 +226,7 @@ def test_offsets_past_2_31_elements_reach_the_right_ones(batch, classes, pixels,
     problem = LossProblem(
         x, maps, labels if kind == "compact" else None, None, None, None, 1.25, None, True, "sum", False, None, 0
     )
-    triton.loss(problem, with_loss=True, grad=grad, upstream=None, divided=True, validate=False)
+    triton.loss(problem, with_loss=True, grad=grad, upstream=None, divide=True, validate=False)
     launch = device.launches[0]
     each = launch.arguments["BLOCK"]
     emulate(launch, start=launch.grid[0] - -(-24 // each))

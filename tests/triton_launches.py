@@ -117,7 +117,7 @@ class Variant:
             with_loss=options.get("with_loss", True),
             grad=torch.empty_like(problem.logits) if options.get("with_grad", True) else None,
             upstream=upstream,
-            divided=True,
+            divide=True,
             validate=False,
         )
         return next(launch for launch in reversed(device.launches) if launch.name == "region_wise")

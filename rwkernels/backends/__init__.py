@@ -139,14 +139,14 @@ class Backend(Protocol):
         with_loss: bool,
         grad: Tensor | None,
         upstream: Tensor | None,
-        divided: bool,
+        divide: bool,
         validate: bool,
     ) -> tuple[Tensor, int]:
         """Loss and, if `grad` is given, its gradient (Eq. 2), in one pass.
 
         The loss is reduced as the problem says: [runs] or [B, *S], in its `loss_dtype`; empty unless `with_loss`.
         The gradient is that of the sum, times the incoming one (`upstream`, in the shape of the loss), and over N * K
-        if `divided` and the reduction is "mean". The second result is the flat index of a bad label, or -1.
+        if `divide` and the reduction is "mean". The second result is the flat index of a bad label, or -1.
         """
 
     def scale_gradient(

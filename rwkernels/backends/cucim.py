@@ -237,6 +237,7 @@ def fill_boundary(
         channel = out[:, k]
         channel.masked_fill_(torch.isinf(channel), absent)
         channel.copy_(torch.where(reference.is_label(labels, k), inside, channel))
+    out.masked_fill_(reference.is_no_class(labels, num_classes).unsqueeze(1), torch.nan)
     if ignore_index is not None:
         out.masked_fill_(reference.is_label(labels, ignore_index).unsqueeze(1), 0.0)
     return reference.first_bad_label(labels, num_classes, ignore_index) if validate else -1

@@ -180,6 +180,11 @@ def fill_boundary(
         validate,
         torch.get_num_threads(),
     )
+    if not validate and first_bad_label(labels, num_classes, ignore_index) >= 0:
+        wrong = reference.is_no_class(labels, num_classes)
+        if ignore_index is not None:
+            wrong &= ~reference.is_label(labels, ignore_index)
+        out.masked_fill_(wrong.unsqueeze(1), torch.nan)
     return bad
 
 
@@ -221,17 +226,28 @@ def _five(values: Sequence[int]) -> tuple[int, ...]:
     return (*values[:2], *[1] * (5 - len(values)), *values[2:])
 
 
+def _holds_unchecked_bad_label(problem: LossProblem) -> bool:
+    """Whether a dense map comes with a label that has to give NaN: the core uses its labels to ignore pixels alone."""
+    if problem.compact or problem.validate or problem.labels is None:
+        return False
+    return first_bad_label(problem.labels.contiguous(), problem.logits.shape[1], problem.ignore_index) >= 0
+
+
 def loss(
     problem: LossProblem,
     *,
     with_loss: bool,
     grad: Tensor | None,
     upstream: Tensor | None,
-    divided: bool,
+    divide: bool,
     validate: bool,
 ) -> tuple[Tensor, int]:
     """See `Backend`."""
     logits, maps = problem.logits, problem.maps
+    if _holds_unchecked_bad_label(problem):
+        return reference.loss(
+            problem, with_loss=with_loss, grad=grad, upstream=upstream, divide=divide, validate=validate
+        )
     labels = None if problem.labels is None else problem.labels.contiguous()
     if problem.compact:
         maps = (maps if maps.dtype in (torch.float32, torch.float64) else maps.to(torch.float32)).contiguous()
@@ -241,7 +257,7 @@ def loss(
         scale = scale.to(torch.float64).reshape(-1, logits.shape[1]).contiguous()
     image_scale = pixel_scale = None
     if grad is not None:
-        image_scale, pixel_scale = reference.gradient_scale(problem, upstream, divided)
+        image_scale, pixel_scale = reference.gradient_scale(problem, upstream, divide)
     image_sums = pixel_loss = None
     if with_loss and problem.reduction == "none":
         pixel_loss = logits.new_empty((logits.shape[0], *logits.shape[2:]), dtype=problem.loss_dtype)

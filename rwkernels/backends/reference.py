@@ -32,13 +32,14 @@ def is_label(labels: Tensor, value: int) -> Tensor:
     return torch.zeros_like(labels, dtype=torch.bool)
 
 
-def _is_no_class(labels: Tensor, num_classes: int) -> Tensor:
+def is_no_class(labels: Tensor, num_classes: int) -> Tensor:
+    """Where a label is outside [0, num_classes)."""
     return (labels < 0) | (labels.long() >= num_classes)
 
 
 def first_bad_label(labels: Tensor, num_classes: int, ignore_index: int | None) -> int:
     """Flat index of the first label outside [0, num_classes) that is not ignored; -1 if there is none."""
-    bad = _is_no_class(labels, num_classes)
+    bad = is_no_class(labels, num_classes)
     if ignore_index is not None:
         bad &= ~is_label(labels, ignore_index)
     found = bad.flatten().nonzero()
@@ -175,7 +176,10 @@ def boundary(
     black_border: bool = False,
     dtype: torch.dtype = torch.float64,
 ) -> Tensor:
-    """Boundary map (Eq. 3), [B, K, *S]: minus the distance inside a class, plus the distance outside."""
+    """Boundary map (Eq. 3), [B, K, *S]: minus the distance inside a class, plus the distance outside.
+
+    Pixels that are ignored hold 0, labels outside [0, num_classes) NaN.
+    """
     inside = distance(labels, spacing, black_border=black_border, dtype=dtype)
     inside = torch.where(torch.isinf(inside), 0.0, inside_offset - inside)
     outside = class_distance(labels, num_classes, spacing, ignore_index=ignore_index, dtype=dtype)
@@ -184,6 +188,7 @@ def boundary(
         channel = torch.where(is_label(labels, k), inside, outside[:, k])
         channels.append(torch.where(torch.isinf(channel), absent, channel))
     maps = torch.stack(channels, 1)
+    maps = torch.where(is_no_class(labels, num_classes).unsqueeze(1), torch.nan, maps)
     if ignore_index is not None:
         maps = torch.where(is_label(labels, ignore_index).unsqueeze(1), 0.0, maps)
     return maps
@@ -202,7 +207,7 @@ def dense(
         background = torch.full_like(foreground, background)
     channels = [torch.where(is_label(labels, k), foreground, background) for k in range(num_classes)]
     maps = torch.stack(channels, 1)
-    maps = torch.where(_is_no_class(labels, num_classes).unsqueeze(1), torch.nan, maps)
+    maps = torch.where(is_no_class(labels, num_classes).unsqueeze(1), torch.nan, maps)
     if class_scale is not None:
         maps = maps * scale_view(class_scale, maps)
     if ignore_index is not None:
@@ -337,12 +342,12 @@ def per_image(values: Tensor, problem: LossProblem) -> Tensor:
     return values.unsqueeze(1).expand(problem.runs, images).reshape(-1).contiguous()
 
 
-def gradient_scale(problem: LossProblem, upstream: Tensor | None, divided: bool) -> tuple[Tensor | None, Tensor | None]:
+def gradient_scale(problem: LossProblem, upstream: Tensor | None, divide: bool) -> tuple[Tensor | None, Tensor | None]:
     """What multiplies a gradient: a factor for every image, float64 [B], and one for every pixel, [B, *S]."""
     if problem.reduction == "none":
         return None, None if upstream is None else upstream.to(problem.loss_dtype).contiguous()
     scale = None if upstream is None else upstream.to(_precision(upstream.device)).reshape(-1)
-    if problem.reduction == "mean" and divided:
+    if problem.reduction == "mean" and divide:
         divisor = mean_divisor(problem)
         scale = divisor.reciprocal() if scale is None else scale / divisor
     return None if scale is None else per_image(scale, problem), None
@@ -373,7 +378,7 @@ def problem_logits_and_maps(problem: LossProblem, dtype: torch.dtype) -> tuple[T
     else:
         maps = problem.maps.to(dtype)
         if labels is not None:
-            maps = maps.masked_fill(_is_no_class(labels, logits.shape[1]).unsqueeze(1), torch.nan)
+            maps = maps.masked_fill(is_no_class(labels, logits.shape[1]).unsqueeze(1), torch.nan)
     scale = all_class_scales(problem)
     if scale is not None:
         maps = maps * scale_view(scale, maps)
@@ -389,7 +394,7 @@ def loss(
     with_loss: bool,
     grad: Tensor | None,
     upstream: Tensor | None,
-    divided: bool,
+    divide: bool,
     validate: bool,
 ) -> tuple[Tensor, int]:
     """See `Backend`."""
@@ -397,7 +402,7 @@ def loss(
     logits, maps = problem_logits_and_maps(problem, precision)
     if grad is not None:
         gradient = pixel_gradient(logits, maps)
-        image_scale, pixel_scale = gradient_scale(problem, upstream, divided)
+        image_scale, pixel_scale = gradient_scale(problem, upstream, divide)
         if image_scale is not None:
             gradient = gradient * image_scale.to(precision).view(-1, *[1] * (gradient.dim() - 1))
         if pixel_scale is not None:

@@ -180,7 +180,7 @@ def loss(
     with_loss: bool,
     grad: Tensor | None,
     upstream: Tensor | None,
-    divided: bool,
+    divide: bool,
     validate: bool,
 ) -> tuple[Tensor, int]:
     """See `Backend`."""
@@ -193,7 +193,7 @@ def loss(
         shape = (problem.logits.shape[0], *problem.logits.shape[2:]) if per_pixel else (problem.runs,)
         return problem.logits.new_zeros(shape, dtype=problem.loss_dtype), bad
     mean = _mean(problem) if problem.reduction == "mean" else None
-    written = _pass(problem, mean, with_loss, grad, upstream, divided)
+    written = _pass(problem, mean, with_loss, grad, upstream, divide)
     if not with_loss or per_pixel:
         return written, bad
     result = torch.empty(problem.runs, dtype=problem.loss_dtype, device=written.device)
@@ -210,7 +210,7 @@ def _pass(
     with_loss: bool,
     grad: Tensor | None,
     upstream: Tensor | None,
-    divided: bool,
+    divide: bool,
 ) -> Tensor:
     """The one pass over logits and map: fills `grad`, and returns the loss of every pixel or of every program."""
     logits, written = _laid_out_alike(problem.logits, grad)
@@ -267,7 +267,7 @@ def _pass(
         COMPACT=problem.compact,
         IGNORE=problem.ignore_index is not None,
         FIRST=0 if problem.include_background else 1,
-        MEAN=mean is not None and divided,
+        MEAN=mean is not None and divide,
         PER_PIXEL=per_pixel,
         LOGITS_LAST=of_logits.last,
         MAPS_LAST=of_maps.last,

@@ -366,6 +366,7 @@ def column_pass(
         own = tl.where(own == float("inf"), 0.0, inside_offset - own)
         value = _finished(best, spacing, False, T)
         value = tl.where(given == run % classes, own, tl.where(value == float("inf"), absent, value))
+        value = tl.where((given >= 0) & (given < classes), value, float("nan"))
         if IGNORE:
             value = tl.where(given == ignore_index, 0.0, value)
         tl.store(out + here, value, mask=mine)
