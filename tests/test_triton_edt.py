@@ -77,6 +77,16 @@ def test_one_number_scales_the_distances(scale, device):
 
 
 @only_sm_90
+@pytest.mark.parametrize("shape", [(26, 33), (26, 3, 5)], ids=["along-y", "along-z"])
+def test_a_straight_edge_is_found_wherever_it_lies_among_the_blocks_of_rows(shape, device):
+    edges = torch.arange(1, shape[0]).view(-1, *[1] * len(shape))
+    rows = torch.arange(shape[0]).view(1, -1, *[1] * (len(shape) - 1))
+    labels = (rows >= edges).expand(-1, *shape).to(torch.uint8)
+    steps = torch.where(rows < edges, edges - rows, rows - edges + 1).expand(-1, *shape)
+    assert torch.equal(_distance(labels, squared=True), steps.square().float())
+
+
+@only_sm_90
 @pytest.mark.parametrize("name", ["blobs", "uniform", "corner"])
 def test_a_black_border_is_a_ring_of_another_label(name, device):
     labels = _labels(name, (43, 150))
@@ -84,6 +94,10 @@ def test_a_black_border_is_a_ring_of_another_label(name, device):
     labels = _labels(name, (19, 5, 29))
     found = _distance(labels, spacing=SPACING, black_border=True)
     assert_same(found, scipy_distance(labels, SPACING, black_border=True))
+    labels = _labels(name, (131,))  # the axes that are not there have no border
+    assert torch.equal(_distance(labels, squared=True, black_border=True), _squares(labels, black_border=True))
+    labels = _labels(name, (1, 29))  # an axis of one pixel has
+    assert torch.equal(_distance(labels, squared=True, black_border=True), _squares(labels, black_border=True))
 
 
 @only_sm_90

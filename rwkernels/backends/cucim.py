@@ -99,14 +99,10 @@ class _Metric(NamedTuple):
 
 
 def _to_zero(mask: Tensor, metric: _Metric) -> Tensor:
-    """Distance [*S] to the nearest pixel where `mask` [*S] is False; inf if there is none. Overwrites the mask."""
+    """Distance [*S] to the nearest pixel where `mask` [*S] is False; inf if there is none."""
     image = mask.view(torch.uint8)
     if metric.black_border:
         image = torch.nn.functional.pad(image, [1] * (2 * mask.dim()))
-    there_is = (image == 0).any()
-    # Without a zero the transform gives numbers that mean nothing. It gets one, and its answer is replaced: which of
-    # the two happens is decided on the device.
-    image.view(-1)[:1].mul_(there_is)
     found = _transform(image if image.dim() > 1 else image.unsqueeze(0), metric).view(image.shape)
     if metric.black_border:
         found = found[(slice(1, -1),) * mask.dim()]
@@ -116,7 +112,8 @@ def _to_zero(mask: Tensor, metric: _Metric) -> Tensor:
     if metric.even:
         step = metric.spacing[0]
         found = found * (step**2 if metric.squared else step)
-    return torch.where(there_is, found, torch.inf)
+    # Without a zero the transform gives numbers that mean nothing. Whether there is one stays on the device.
+    return torch.where((image == 0).any(), found, torch.inf)
 
 
 def _transform(image: Tensor, metric: _Metric) -> Tensor:
