@@ -110,14 +110,50 @@ def test_rows_wider_than_a_tile_come_one_after_the_other(name, device):
 
 @only_sm_90
 @pytest.mark.parametrize("name", ["blobs", "sparse", "one-odd-pixel", "corner", "uniform"])
-@pytest.mark.parametrize("shape", [(171, 13), (171, 2, 19)], ids=["2d", "3d"])
-def test_a_long_line_is_looked_at_in_groups_of_blocks(shape, name, device, monkeypatch):
-    monkeypatch.setattr(triton_maps, "_DEEP", 4)
+@pytest.mark.parametrize("shape", [(399, 13), (9, 399), (350, 2, 19)], ids=["columns", "rows", "along-z"])
+def test_results_that_16_bits_cannot_hold_are_found_in_32(shape, name, device):
     labels, spacing = _labels(name, shape), SPACING[: len(shape)]
-    assert torch.equal(_distance(labels, squared=True), _squares(labels))
-    assert device.launches[-1].arguments["DEEP"]
+    expected = _squares(labels)
+    assert torch.equal(_distance(labels, squared=True), expected)
+    if name in ("corner", "one-odd-pixel"):
+        assert (expected > 2**15).any()
+        assert ((expected < 2**15) & (expected > 2**14)).any()
     if len(shape) == 2:
         assert_same(_distance(labels, spacing=spacing), scipy_distance(labels, spacing))
+
+
+@only_sm_90
+@pytest.mark.parametrize("far", [165, 166, 167])
+@pytest.mark.parametrize("axis", [1, 2])
+def test_the_last_distance_of_16_bits_and_the_first_of_32_are_told_apart(axis, far, device):
+    labels = torch.zeros(1, 1, far + 1, dtype=torch.uint8)
+    labels[..., 0] = 1
+    found = _distance(labels.transpose(1, axis), squared=True).flatten()
+    assert torch.equal(found[1:], torch.arange(1, far + 1).square().float())
+
+
+@only_sm_90
+@pytest.mark.parametrize("wide", [False, True], ids=["int32", "float64"])
+@pytest.mark.parametrize("shape", [(13, 37), (19, 5, 29)], ids=["2d", "3d"])
+def test_fields_of_rows_too_wide_for_codes_are_int32_or_float64(shape, wide, device, monkeypatch):
+    monkeypatch.setattr(triton_maps, "_CODED", 0)
+    if wide:
+        monkeypatch.setattr(triton_maps, "_SQUARED", 0)
+        monkeypatch.setattr(triton_maps, "_INT32_SQUARES", 0)
+    for name in ("blobs", "one-odd-pixel", "uniform"):
+        labels = _labels(name, shape)
+        assert torch.equal(_distance(labels, squared=True), _squares(labels))
+    assert device.launches[0].arguments["out"].dtype == (torch.float64 if wide else torch.int32)
+
+
+@only_sm_90
+@pytest.mark.parametrize("spacing", [(3.0, 1.3, 1.3), (0.4, 0.4, 1.3), (0.4, 1.3, 0.4)])
+@pytest.mark.parametrize("name", ["blobs", "one-odd-pixel", "uniform"])
+def test_axes_of_one_spacing_may_count_in_pixels_before_the_last(name, spacing, device):
+    labels = _labels(name, (19, 5, 29))
+    assert_same(_distance(labels, spacing=spacing), scipy_distance(labels, spacing))
+    kinds = [launch.arguments["SQUARES"] for launch in device.launches if launch.name == "column_pass"]
+    assert kinds == ["int32" if spacing[1] == spacing[2] else "float32", "float32"]
 
 
 @only_sm_90
@@ -127,7 +163,7 @@ def test_squares_beyond_32_bits_are_kept_in_float64(shape, device, monkeypatch):
     for name in ("blobs", "one-odd-pixel", "uniform"):
         labels = _labels(name, shape)
         assert torch.equal(_distance(labels, squared=True), _squares(labels))
-    assert device.launches[-1].arguments["field"].dtype == torch.float64
+    assert device.launches[-1].arguments["SQUARES"] == "float64"
     if len(shape) == 3:
         return
     maps = rw.rectified_map(labels, 3, ignore_index=1, black_border=True, backend="triton")

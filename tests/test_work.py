@@ -15,33 +15,39 @@ pytestmark = pytest.mark.skipif(ptx.missing() is not None, reason=str(ptx.missin
 
 
 def _emulated(labels, spacing):
-    """Bytes that each column pass read of its field and of the least values of blocks."""
+    """Numbers that each column pass read of its field and of the least values of blocks."""
     from ptx.driver import emulated_device
 
     with pytest.MonkeyPatch.context() as patch, emulated_device("cuda", 90) as device:
         patch.setattr(triton, "can_run", lambda device: None)
         found = rw.distance_transform(labels, spacing=spacing, squared=True, backend="triton")
-        passes = [launch.counts.loaded for launch in device.launches if launch.name == "column_pass"]
-    return found, [(counts["field"], counts["minima"]) for counts in passes]
+        passes = [launch for launch in device.launches if launch.name == "column_pass"]
+    sizes = [launch.arguments["field"].element_size() for launch in passes]
+    loaded = [launch.counts.loaded for launch in passes]
+    return found, [
+        (each["field"] // size, each["minima"] // size) for each, size in zip(loaded, sizes, strict=True)
+    ]
 
 
 @pytest.mark.parametrize("name", ["blobs", "one-odd-pixel", "circle", "random", "uniform", "sparse"])
 @pytest.mark.parametrize(
-    ("shape", "spacing", "deep"),
-    [((70, 130), None, 64), ((70, 130), (1.0, 2.0), 64), ((20, 9, 21), None, 64), ((300, 40), None, 8)],
-    ids=["2d", "anisotropic", "3d", "groups"],
+    ("shape", "spacing"),
+    [
+        ((70, 130), None),
+        ((70, 130), (1.0, 2.0)),
+        ((20, 9, 21), None),
+        ((20, 9, 21), (2.0, 1.0, 1.0)),
+        ((400, 40), None),
+    ],
+    ids=["2d", "anisotropic", "3d", "anisotropic-along-z", "far"],
 )
-def test_the_model_counts_the_loads_of_the_compiled_kernel(shape, spacing, deep, name, monkeypatch):
-    monkeypatch.setattr(triton_maps, "_DEEP", deep)
+def test_the_model_counts_the_loads_of_the_compiled_kernel(shape, spacing, name):
     labels = scene(name, shape, dtype=torch.uint8)
     squared, loaded = _emulated(labels, spacing)
-    counts, modelled = sweeps.count(labels, spacing, deep)
-    known = squared.isfinite()
-    torch.testing.assert_close(squared[known], modelled[known].float())
-    for (field, minima), count in zip(loaded, counts, strict=True):
-        each = 4 * count.lanes
-        assert field == each * (8 * count.programs + 8 * count.above + 9 * count.below)
-        assert minima == each * (2 * count.looks + 2 * sweeps.GROUP * count.group_looks)
+    counts, modelled = sweeps.count(labels, spacing)
+    torch.testing.assert_close(squared, torch.where(modelled >= sweeps.FAR, torch.inf, modelled.float()))
+    for numbers, searches in zip(loaded, counts, strict=True):
+        assert numbers == (sum(each.field for each in searches), sum(each.minima for each in searches))
 
 
 @pytest.mark.parametrize("spacing", [None, (1.0, 2.0)], ids=["int32", "float32"])

@@ -3,44 +3,52 @@
 import triton
 import triton.language as tl
 
-from rwkernels.backends.triton_edt import _far, _finished
+from rwkernels.backends.triton_edt import finished
+from rwkernels.backends.triton_edt_field import farthest
 
 
-@triton.jit(do_not_specialize=["pixels", "blocks", "classes", "ignore_index"])
+@triton.jit(do_not_specialize=["units", "blocks", "classes", "ignore_index"])
 def rectify(
     squared,  # [B, pixels]
     labels,
     maxima,  # [B, classes]: the largest squared distances, as bits
     class_max,  # [B, classes], float32: largest distances; None: those of `maxima`
     out,
-    pixels,
+    units,  # of an image, `UNIT` pixels each
     blocks,
     classes,
     ignore_index,
     spacing,
+    UNIT: tl.constexpr,
     BLOCK: tl.constexpr,
     IGNORE: tl.constexpr,
 ):
     """Foreground of Eq. 4: minus the distance over the largest of its class."""
     T: tl.constexpr = squared.dtype.element_ty
     image = tl.cast(tl.program_id(0) // blocks, tl.int64)
-    pixel = tl.cast(tl.program_id(0) % blocks, tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    mask = pixel < pixels
-    value = tl.load(squared + image * pixels + pixel, mask=mask, other=0)
-    given = tl.load(labels + image * pixels + pixel, mask=mask, other=0)
-    is_class = mask & (given >= 0) & (given < classes)
-    entry = image * classes + tl.where(is_class, given, 0).to(tl.int32)
+    block = tl.cast(tl.program_id(0) % blocks, tl.int64) * BLOCK
+    pixels = tl.cast(units, tl.int64) * UNIT
+    first = image * pixels + block
+    pixel = tl.arange(0, BLOCK)
+    mask = pixel < tl.minimum(units - block // UNIT, BLOCK).to(tl.int32) * UNIT
+    value = tl.load(squared + first + pixel, mask=mask, other=0)
+    given = tl.load(labels + first + pixel, mask=mask, other=0)
+    is_class = (given >= 0) & (given < classes)
+    label = tl.where(is_class, given, 0).to(tl.int32)
     if class_max is None:
-        largest = tl.load(maxima + entry, mask=is_class, other=1).to(T, bitcast=True)
-        ratio = tl.sqrt(value.to(tl.float32) / largest.to(tl.float32))
+        largest = tl.load(maxima + image * classes + label).to(T, bitcast=True)
+        if tl.int32 == T:  # the square root of the ratio, without a division
+            ratio = value.to(tl.float32) * tl.rsqrt(value.to(tl.float32) * largest.to(tl.float32))
+        else:
+            ratio = tl.sqrt((value / largest).to(tl.float32))
+        ratio = tl.where(value >= largest, 1.0, ratio)  # both are infinite where there is one class
     else:
-        ratio = _finished(value, spacing, False, T) / tl.load(class_max + entry, mask=is_class, other=1.0)
-        ratio = tl.minimum(ratio, 1.0)
-    result = -tl.where(value >= _far(T), 1.0, ratio)
-    result = tl.where(is_class, result, float("nan"))
+        ratio = finished(value, spacing, False, T) / tl.load(class_max + image * classes + label)
+        ratio = tl.where(value >= farthest(T), 1.0, tl.minimum(ratio, 1.0))
+    result = tl.where(is_class, -ratio, float("nan"))
     if IGNORE:
         result = tl.where(given == ignore_index, 0.0, result)
-    tl.store(out + image * pixels + pixel, result, mask=mask)
+    tl.store(out + first + pixel, result, mask=mask)
 
 
 @triton.jit(do_not_specialize=["pixels", "blocks", "classes", "ignore_index"])

@@ -19,10 +19,12 @@ from rwkernels.backends import reference
 from rwkernels.backends.triton_launch import blocks_of, launch
 
 _ROWS = 8  # of a program of a column pass, and of a block whose least value is known
-_TILE = 256  # pixels that a program of the row pass holds at once, if a row is not longer: a warp, and no barrier
-_GROUP = 8  # blocks that are looked at together, in lines of more than `_DEEP` blocks
-_DEEP = 64
-_STREAM = 1024  # pixels of a program of the kernels that only stream
+_TILE = 4096  # pixels that a program of the row pass holds at once, if a row is not longer
+_EACH = 8  # of them next to each other in a thread
+_GROUP = 4  # blocks that are looked at together
+_STREAM = 2048  # pixels of a program of the kernels that only stream
+_CODED = 5000  # pixels of a row whose distances have a code of 16 bits
+_SQUARED = 1 << 15  # and whose squares int32 holds
 _WIDEST = 1 << 16  # pixels of a row that one program can hold
 _LARGEST = 1 << 28  # pixels of a slice, so that int32 counts those of eight
 _INT32_SQUARES = 1 << 29  # squared distances below this, and their sums, are counted in int32
@@ -32,9 +34,12 @@ first_bad_label = reference.first_bad_label  # asked for only where the caller w
 
 @cache
 def _kernels() -> dict[str, Any]:
-    edt = importlib.import_module("rwkernels.backends.triton_edt")
-    maps = importlib.import_module("rwkernels.backends.triton_map_kernels")
-    return {**vars(edt), **vars(maps)}
+    modules = ("triton_edt_rows", "triton_edt", "triton_map_kernels")
+    return {
+        name: kernel
+        for module in modules
+        for name, kernel in vars(importlib.import_module(f"rwkernels.backends.{module}")).items()
+    }
 
 
 def _launch(name: str, programs: int, threads: int, *arguments: Any, **constants: Any) -> None:
@@ -46,7 +51,6 @@ class _Task(NamedTuple):
 
     labels: Tensor  # [B, *S], contiguous
     steps: tuple[float, ...]  # spacing along (z, y, x)
-    dtype: torch.dtype  # of squared distances
     classes: int
     per_class: bool
     border: bool
@@ -68,6 +72,30 @@ class _Task(NamedTuple):
         """How many images come out."""
         return len(self.labels) * (self.classes if self.per_class else 1)
 
+    def squares(self, axis: int) -> torch.dtype:
+        """Of squared distances after the pass along `axis` of (z, y, x): in pixels as long as axes are alike."""
+        if len(set(self.steps[axis:])) > 1:
+            return torch.float32
+        return torch.int32 if sum(size**2 for size in self.sizes) < _INT32_SQUARES else torch.float64
+
+    @property
+    def rows(self) -> torch.dtype:
+        """Of the field after the pass along x, which counts in pixels."""
+        if self.squares(1) == torch.float32:
+            return torch.float32
+        x = self.sizes[2]
+        return torch.int16 if x <= _CODED else torch.int32 if x < _SQUARED else torch.float64
+
+    def unit(self, axis: int) -> float:
+        """What squares before the pass along `axis` count in, if those after it do not count in pixels."""
+        in_pixels = self.squares(axis) != torch.float32 or (axis == 0 and self.squares(1) == torch.float32)
+        return 1.0 if in_pixels else self.steps[2] ** 2
+
+    @property
+    def last(self) -> torch.dtype:
+        """Of the squared distances that come out."""
+        return self.squares(3 - max(self.axes, 2))
+
     def settings(self, kind: str, real_axis: bool) -> dict[str, Any]:
         """The constants of a pass that gives `kind`, along an axis that is there or not."""
         used = self.per_class or kind == "rectified"
@@ -85,11 +113,7 @@ def _task(
     ignore_index: int | None = None,
 ) -> _Task:
     steps = (*[float(spacing[-1])] * (3 - len(spacing)), *map(float, spacing))
-    if len(set(spacing)) > 1:
-        dtype = torch.float32
-    else:  # squares and their sums, exact
-        dtype = torch.int32 if sum(size**2 for size in labels.shape[1:]) < _INT32_SQUARES else torch.float64
-    return _Task(labels, steps, dtype, classes, per_class, border, ignore_index)
+    return _Task(labels, steps, classes, per_class, border, ignore_index)
 
 
 class _Result(NamedTuple):
@@ -110,21 +134,23 @@ def _transform(task: _Task, result: _Result, spare: Tensor | None = None) -> Non
     Two buffers of the field take turns: the memory of the result, to which the last pass writes, and `spare`.
     """
     z, y, x = task.sizes
-    out = _as_field(result.out, task.dtype)
-    spare = _empty(out, out.shape, task.dtype) if spare is None else spare
+    spare = _empty(result.out, result.out.shape, torch.float32) if spare is None else spare
+    field = _as_field(spare if task.axes < 3 else result.out, task.rows)
+    minima = _rows(task, field, result)
     if task.axes < 3:
-        minima = _rows(task, spare, result)
-        _columns(task, spare, minima, result, (task.images, y, x), 1)
+        _columns(task, field, minima, result, (task.images, y, x), 1)
         return
-    minima = _rows(task, out, result)
-    _columns(task, out, minima, _Result("field", spare), (task.images * z, y, x), 1)
-    minima = _minima(spare, (task.images, z, y * x))
-    _columns(task, spare, minima, result, (task.images, z, y * x), 0)
+    planes = _as_field(spare, task.squares(1))
+    _columns(task, field, minima, _Result("field", planes), (task.images * z, y, x), 1)
+    minima = _minima(planes, (task.images, z, y * x))
+    _columns(task, planes, minima, result, (task.images, z, y * x), 0)
 
 
-def _as_field(out: Tensor, dtype: torch.dtype) -> Tensor:
-    """The memory of a result, to hold a field meanwhile; or other memory, if a field takes more."""
-    return out.view(dtype) if dtype.itemsize == out.element_size() else _empty(out, out.shape, dtype)
+def _as_field(memory: Tensor, dtype: torch.dtype) -> Tensor:
+    """Memory of a result or a buffer, to hold a field meanwhile; or other memory, if a field takes more."""
+    if dtype.itemsize > memory.element_size():
+        return _empty(memory, memory.shape, dtype)
+    return memory.view(-1).view(dtype)[: memory.numel()].view(memory.shape)
 
 
 def _empty(like: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
@@ -135,30 +161,38 @@ def _power_of_two(value: int) -> int:
     return 1 << max(value - 1, 0).bit_length()
 
 
+def _unit(size: int, most: int) -> int:
+    """`most` if it divides a size, so that the kernels see what is aligned; else 1."""
+    return most if size % most == 0 else 1
+
+
 def _rows(task: _Task, field: Tensor, result: _Result) -> Tensor:
     """The pass along rows; returns the least values of the blocks of the next one."""
     z, y, x = task.sizes
-    width, blocks, outer = _power_of_two(x), blocks_of(y, _ROWS), task.images * z
+    width, blocks, outer = max(_power_of_two(x), _EACH), blocks_of(y, _ROWS), task.images * z
     tile = max(min(_TILE // width, _ROWS), 1)
-    minima = _empty(field, (outer * blocks * x,), task.dtype)
+    each = 32 if tile >= 4 else 8
+    unit = _unit(x, _EACH)
+    minima = _empty(field, (outer * blocks * x,), field.dtype)
     _launch(
         "row_pass",
         outer * blocks,
-        min(max(width * tile // 8, 32), 1024),  # 8 pixels a thread
+        min(max(width * tile // each, 32), 1024),
         task.labels,
         field,
         minima,
         result.maxima,
         result.counted,
         y,
-        x,
+        x // unit,
         blocks,
         len(task.labels),
         task.classes,
         z,
         0 if task.ignore_index is None else task.ignore_index,
-        task.steps[2],
-        WIDTH=width,
+        UNIT=unit,
+        LANES=width // _EACH,
+        EACH=_EACH,
         ROWS=_ROWS,
         TILE=tile,
         K_TILE=_power_of_two(task.classes),
@@ -168,18 +202,17 @@ def _rows(task: _Task, field: Tensor, result: _Result) -> Tensor:
 
 
 def _lanes(dtype: torch.dtype) -> int:
-    """Columns of a program: two a thread, or one where a candidate takes more registers."""
-    return 64 if dtype == torch.int32 else 32
+    """Columns of a program: four a thread, or one where a result takes two registers."""
+    return 32 if dtype == torch.float64 else 128
 
 
 def _minima(field: Tensor, sizes: tuple[int, int, int]) -> Tensor:
     """The least value of every block of rows of a field [outer, n, inner]."""
     outer, n, inner = sizes
-    lanes = _lanes(field.dtype)
-    blocks, strips = blocks_of(n, _ROWS), blocks_of(inner, lanes)
+    blocks, strips, unit = blocks_of(n, _ROWS), blocks_of(inner, 128), _unit(inner, 4)
     minima = _empty(field, (outer * blocks * inner,), field.dtype)
-    arguments = (field, minima, n, inner, blocks, strips)
-    _launch("block_minima", outer * blocks * strips, 32, *arguments, ROWS=_ROWS, LANES=lanes)
+    arguments = (field, minima, n, inner // unit, blocks, strips)
+    _launch("block_minima", outer * blocks * strips, 32, *arguments, UNIT=unit, ROWS=_ROWS, LANES=128)
     return minima
 
 
@@ -188,8 +221,9 @@ def _columns(
 ) -> None:
     """The pass along `axis` of (z, y, x), which is the middle one of a field [outer, n, inner]."""
     outer, n, inner = sizes
-    lanes = _lanes(field.dtype)
-    blocks, strips = blocks_of(n, _ROWS), blocks_of(inner, lanes)
+    squares = task.squares(axis)
+    lanes = _lanes(squares)
+    blocks, strips, unit = blocks_of(n, _ROWS), blocks_of(inner, lanes), _unit(inner, lanes // 32)
     needs_labels = result.kind in ("rectified", "boundary") or (result.kind == "field" and not task.per_class)
     _launch(
         "column_pass",
@@ -203,20 +237,23 @@ def _columns(
         result.maxima,
         result.counted,
         n,
-        inner,
+        inner // unit,
         blocks,
         strips,
         task.classes,
         task.sizes[0],
         0 if task.ignore_index is None else task.ignore_index,
+        task.unit(axis),
         task.steps[axis],
         result.absent,
         result.inside_offset,
+        UNIT=unit,
         ROWS=_ROWS,
         LANES=lanes,
         GROUP=_GROUP,
-        DEEP=blocks > _DEEP,
+        SQUARES=str(squares).removeprefix("torch."),
         GIVES=result.kind,
+        WIDE=n * inner >= 1 << 31,
         **task.settings(result.kind, axis > 2 - task.axes),
     )
 
@@ -270,12 +307,12 @@ def fill_rectified(
             out, count, labels, num_classes, spacing, class_max, black_border, ignore_index, validate
         )
     task = _task(labels, spacing, classes=num_classes, border=black_border, ignore_index=ignore_index)
-    squared = _empty(labels, labels.shape, task.dtype)
-    bits = torch.int64 if task.dtype == torch.float64 else torch.int32
+    squared = _empty(labels, labels.shape, task.last)
+    bits = torch.int64 if task.last == torch.float64 else torch.int32
     maxima = _empty(labels, (len(labels), num_classes), bits)
-    _transform(task, _Result("rectified", squared, maxima, count), _as_field(out, task.dtype))
+    _transform(task, _Result("rectified", squared, maxima, count), out)
     pixels = labels[:1].numel()
-    blocks = blocks_of(pixels, _STREAM)
+    blocks, unit = blocks_of(pixels, _STREAM), _unit(pixels, 4)
     _launch(
         "rectify",
         len(labels) * blocks,
@@ -285,11 +322,12 @@ def fill_rectified(
         maxima,
         class_max,
         out,
-        pixels,
+        pixels // unit,
         blocks,
         num_classes,
         0 if ignore_index is None else ignore_index,
         task.steps[2],
+        UNIT=unit,
         BLOCK=_STREAM,
         IGNORE=ignore_index is not None,
     )

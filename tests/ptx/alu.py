@@ -48,6 +48,11 @@ def _folded(function: Compute) -> Compute:
     return lambda first, *rest: first if not rest else _folded(function)(function(first, rest[0]), *rest[1:])
 
 
+def _not_negative(function: Compute) -> Compute:
+    """`.relu` of integers: 0 instead of a negative result."""
+    return lambda *operands: np.maximum(function(*operands), 0)
+
+
 def truncating_divide(a: Array, b: Array) -> Array:
     if a.dtype.kind == "u":
         return a // b
@@ -182,7 +187,7 @@ UNARY: dict[str, Compute] = {
 WRAPPING: dict[str, Compute] = {"add": np.add, "sub": np.subtract}
 BITWISE: dict[str, Compute] = {"and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor}
 COUNTING: dict[str, Compute] = {"popc": np.bitwise_count, "clz": _leading_zeros}
-MODIFIERS = {"rn", "ftz", "sat", "approx", "full", "NaN", "lo", "hi", "wide", "l", "r", "wrap", "clamp"}
+MODIFIERS = {"rn", "ftz", "sat", "approx", "full", "NaN", "lo", "hi", "wide", "l", "r", "wrap", "clamp", "relu"}
 U32 = Type("u", 32)
 
 
@@ -252,8 +257,12 @@ def _build(base: str, mods: list[str], kind: Type, operands: int) -> Operation:
     if base in ("mul", "mad", "fma"):
         return _multiply(base, mods, kind)
     if base in ("max", "min"):
-        function = (_maximum if base == "max" else _minimum)(mods)
-        return Operation(_folded(function), kind, (kind,) * operands)
+        function = _folded((_maximum if base == "max" else _minimum)(mods))
+        if "relu" in mods:
+            if kind.kind != "s":
+                raise Unsupported("relu of another type than signed integers")
+            function = _not_negative(function)
+        return Operation(function, kind, (kind,) * operands)
     if base == "selp":
         return Operation(lambda a, b, p: np.where(p, a, b), kind, (kind, kind, Type("pred", 8)))
     if base in ("shl", "shr"):
