@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from benchmarks import sweeps
@@ -26,18 +27,29 @@ PIPE = PROCESSORS * INT_LANES / 32 * CLOCK
 
 @dataclass(frozen=True)
 class Pieces:
-    """Warp instructions of the parts of a column pass."""
+    """Warp instructions of the parts of a search, for a program of 8 x 128 results."""
 
-    program: int  # what every program does once: its own rows, beginning and end
-    look: float  # of the two sweeps on average
-    group_look: int
-    above: int
+    start: int  # its own rows
+    bound: int  # looks at groups of blocks, of the first sweep
+    group: int  # and of the second
+    look: int  # at a block above and one below
+    above: int  # a block that is entered
     below: int
 
 
-PIECES = {64: Pieces(1003, 34.5, 150, 286, 356), 32: Pieces(689, 31.5, 120, 271, 302)}  # by lanes: int32, float32
-ROW = {64: 103, 128: 112, 256: 103, 512: 117}  # of a thread of the row pass for each pixel, by the width of a row
-MINIMA, RECTIFY = 299, 386  # of a warp for 8 x 64 pixels, and for 8 a thread
+# By the type of the numbers and of the field that they come from. A pass in integers starts in 16 bits.
+PIECES = {
+    ("uint16", "int16"): Pieces(439, 83, 125, 99, 310, 335),
+    ("int32", "int16"): Pieces(1179, 114, 137, 126, 855, 896),
+    ("uint16", "int32"): Pieces(579, 103, 141, 106, 369, 424),
+    ("int32", "int32"): Pieces(772, 100, 121, 72, 594, 665),
+    ("float32", "float32"): Pieces(863, 117, 141, 93, 682, 737),
+    ("float32", "int32"): Pieces(1094, 125, 149, 125, 789, 861),
+}
+END = {"field": 377, "rectified": 596}  # of a program, by what it gives
+ROW = {64: 42, 128: 35, 256: 37, 512: 41}  # of a thread of the row pass for each pixel, by the width of a row
+MINIMA = 192  # of a warp for 8 x 128 pixels
+RECTIFY = {"int32": 383, "float32": 518}  # for 16 a thread
 
 
 @dataclass
@@ -62,25 +74,38 @@ class Work:
         return self.instructions / PIPE
 
 
+def _searches(passes: list[list[sweeps.Counts]]) -> Iterator[tuple[sweeps.Counts, Pieces]]:
+    """Every search with what its parts cost."""
+    held = "int16" if passes[0][0].kind == "uint16" else "float32"  # by the field that comes in
+    for searches in passes:
+        for counts in searches:
+            yield counts, PIECES[counts.kind, held]
+        held = searches[-1].kind
+
+
 def ours(task: Task) -> Work:
     """The compact rectified map of this package."""
-    axes, pixels = len(task.image_shape), task.pixels
-    counts, _ = sweeps.count(labels(task), task.spacing)
-    passes = {1: 1, 2: 1, 3: 2}[axes]
-    low = 0.5  # bytes a pixel of the least values of blocks of 8
-    # Row pass: labels in, field out. Column pass: field, minima and labels in, field out; it reads the labels twice to
-    # find changes along the next axis. Minima: field in. Rectify: squares and labels in, map out.
-    moved = (1 + 4 + low) + passes * (4 + low + 4) + (2 if passes == 2 else 0) + 1 + (passes - 1) * (4 + low) + 9
-    instructions = pixels / 32 * (ROW.get(task.image_shape[-1], 117) + RECTIFY / 8)
-    if passes == 2:
-        instructions += pixels / 512 * MINIMA
+    volume, pixels = len(task.image_shape) == 3, task.pixels
+    passes, _ = sweeps.count(labels(task), task.spacing)
+    first = 2 if passes[0][0].kind == "uint16" else 4  # bytes a pixel of the field of the row pass
+    low = 9 / 8  # a field with the least values of blocks of 8
+    # Row pass: labels in, field out. Column pass: field and labels in, squares out. Rectify: squares and labels in, map
+    # out. In volumes one more column pass, which reads labels twice to find changes along the next axis, and a kernel
+    # that reads its field for the least values.
+    moved = 1 + first * low + first * low + 1 + 4 + 9
+    if volume:
+        moved += 1 + 4 * low + 4 * low + 4
+    instructions = pixels / 32 * ROW.get(task.image_shape[-1], max(ROW.values()))
+    instructions += pixels / 512 * RECTIFY["int32" if passes[-1][0].kind == "uint16" else "float32"]
+    if volume:
+        instructions += pixels / 1024 * (MINIMA + END["field"])
+    instructions += passes[-1][0].programs * END["rectified"]
     candidates = 0
-    for count in counts:
-        part = PIECES[count.lanes]
-        instructions += count.programs * part.program + count.looks * part.look
-        instructions += count.group_looks * part.group_look + count.above * part.above + count.below * part.below
-        candidates += count.candidates
-    return Work(3 + 2 * (passes - 1), int(moved * pixels), instructions, candidates)
+    for counts, part in _searches(passes):
+        instructions += counts.programs * part.start + counts.bounds * part.bound + counts.groups * part.group
+        instructions += counts.looks * part.look + counts.above * part.above + counts.below * part.below
+        candidates += counts.candidates
+    return Work(5 if volume else 3, int(moved * pixels), instructions, candidates)
 
 
 def cucim(task: Task) -> Work:

@@ -191,6 +191,15 @@ def test_triton_and_cucim_and_scipy_agree(cupy, name, shape):
     assert_same(found["triton"], found["cucim"].double())
 
 
+def test_the_transform_of_sam3_gives_the_distances_of_every_class(gpu_backend):
+    """Another exact transform in Triton: binary, of 2D images, one row or column a program."""
+    sam3 = pytest.importorskip("sam3.model.edt", reason="sam3 is not installed", exc_type=ImportError)
+    labels = scene("blobs", (257, 300)).cuda()
+    found = rw.class_distance_transform(labels, 3, backend=gpu_backend)
+    for k in range(3):
+        assert_same(found[:, k], sam3.edt_triton(labels != k))
+
+
 def test_cucim_works_on_the_stream_of_torch_and_leaves_the_pool_of_cupy_alone(cupy):
     labels = scene("blobs", (257, 300))
     pool = cupy.get_default_memory_pool()

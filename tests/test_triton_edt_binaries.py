@@ -42,6 +42,11 @@ def _instructions(sass):
     return found
 
 
+def count(sass):
+    """Instructions, without what fills up the end."""
+    return sum(name != "NOP" for _, name, _ in _instructions(sass))
+
+
 def pieces(sass):
     """Instructions of the parts of a column pass: for each of its searches, and after them.
 
@@ -76,8 +81,7 @@ def test_no_kernel_of_the_rectified_map_spills(target, spacing, shape):
     steps = None if spacing is None else (spacing, *[1.0] * (len(shape) - 2))
     for launch in _launches(target, torch.zeros(shape, dtype=torch.uint8), MAKERS["rectified"], steps):
         used = launch.resources
-        # On sm_120 one word, of predicates, waits in memory for the end of a program.
-        assert used.spills <= (8 if target == ("cuda", 120) and launch.name == "column_pass" else 0), launch.name
+        assert used.spills == 0, launch.name
         if target[0] == "cuda":
             assert used.registers <= CEILING[launch.name], (launch.name, used)
         print(target[1], launch.name, launch.arguments.get("GIVES", ""), used.registers, launch.shared)
@@ -88,7 +92,6 @@ def test_no_kernel_of_a_boundary_map_of_long_lines_spills(target):
     labels = torch.zeros((1, 1024, 40), dtype=torch.int64)
     for launch in _launches(target, labels, MAKERS["boundary"]):
         assert launch.resources.spills == 0, launch.name
-    assert launch.arguments["DEEP"]
 
 
 @pytest.mark.parametrize("spacing", [None, (2.0, 1.0)], ids=["isotropic", "anisotropic"])
@@ -122,7 +125,7 @@ def test_wide_rows_spill_next_to_nothing(width):
 
 
 def test_few_binaries_serve_all_sizes():
-    """One for each width of a row, rounded up to a power of two; the other passes have one for all."""
+    """One for each width of a row, rounded up to a power of two, and one for the others; each also for odd sizes."""
     from ptx.driver import emulated_device
 
     sizes = [(1, 16, 16), (2, 16, 16), (1, 16, 1), (1, 1, 16), (3, 17, 16), (16, 48, 32), (2, 130, 31), (1, 512, 64)]
@@ -131,10 +134,10 @@ def test_few_binaries_serve_all_sizes():
         for size in sizes:
             rw.rectified_map(torch.zeros(size, dtype=torch.uint8), 4, backend="triton")
         found = {(launch.name, id(launch.compiled)) for launch in device.launches}
-    assert Counter(name for name, _ in found) == {"row_pass": 4, "column_pass": 1, "rectify": 1}
+    assert Counter(name for name, _ in found) == {"row_pass": 5, "column_pass": 2, "rectify": 2}
     integers = {kind for launch in device.launches for kind in launch.signature.values() if kind[0] == "i"}
     assert integers == {"i32"}
-    assert not any(name in launch.constants for launch in device.launches for name in ("n", "blocks", "batch"))
+    assert not any(name in launch.constants for launch in device.launches for name in ("n", "units", "blocks", "batch"))
 
 
 # --- what a step launches ----------------------------------------------------------------------------------------

@@ -1,5 +1,7 @@
 """The model of the column passes against the loads of the emulated kernels, and how their work grows."""
 
+from dataclasses import asdict
+
 import ptx
 import pytest
 import test_triton_edt_binaries as binaries
@@ -7,7 +9,7 @@ import torch
 from samples import scene
 
 import rwkernels as rw
-from rwkernels.backends import triton, triton_maps
+from rwkernels.backends import triton
 
 work = pytest.importorskip("benchmarks.work", reason="benchmarks/ is not beside the tests")
 sweeps = pytest.importorskip("benchmarks.sweeps", reason="benchmarks/ is not beside the tests")
@@ -24,9 +26,7 @@ def _emulated(labels, spacing):
         passes = [launch for launch in device.launches if launch.name == "column_pass"]
     sizes = [launch.arguments["field"].element_size() for launch in passes]
     loaded = [launch.counts.loaded for launch in passes]
-    return found, [
-        (each["field"] // size, each["minima"] // size) for each, size in zip(loaded, sizes, strict=True)
-    ]
+    return found, [(each["field"] // size, each["minima"] // size) for each, size in zip(loaded, sizes, strict=True)]
 
 
 @pytest.mark.parametrize("name", ["blobs", "one-odd-pixel", "circle", "random", "uniform", "sparse"])
@@ -50,28 +50,55 @@ def test_the_model_counts_the_loads_of_the_compiled_kernel(shape, spacing, name)
         assert numbers == (sum(each.field for each in searches), sum(each.minima for each in searches))
 
 
-@pytest.mark.parametrize("spacing", [None, (1.0, 2.0)], ids=["int32", "float32"])
-def test_the_instructions_of_the_prediction_are_those_of_the_binaries(spacing):
+@pytest.mark.parametrize(
+    ("shape", "spacing", "fields"),
+    [((1, 16, 256), None, ["int16"]), ((1, 8, 16, 256), None, ["int16", "int32"]),
+     ((1, 8, 256), (1.0, 2.0), ["float32"]), ((1, 8, 16, 256), (2.0, 1.0, 1.0), ["int16", "int32"])],
+    ids=["2d", "3d", "anisotropic", "anisotropic-along-z"],
+)  # fmt: skip
+def test_the_instructions_of_the_prediction_are_those_of_the_binaries(shape, spacing, fields):
+    def close(number):
+        return pytest.approx(number, rel=0.1)
+
     launches = binaries._launches(
-        ("cuda", 90), torch.zeros(1, 16, 256, dtype=torch.uint8), binaries.MAKERS["rectified"], spacing
+        ("cuda", 90), torch.zeros(shape, dtype=torch.uint8), binaries.MAKERS["rectified"], spacing
     )
-    (column,) = [launch for launch in launches if launch.name == "column_pass"]
-    pieces = work.PIECES[column.arguments["LANES"]]
-    entered = [len(span) for span in binaries.entered_blocks(column.sass)]
-    assert entered == pytest.approx([pieces.above, pieces.below], rel=0.1)
-    whole = sum(name != "NOP" for _, name, _ in binaries._instructions(column.sass))
-    assert whole - sum(entered) - 2 * pieces.look == pytest.approx(pieces.program, rel=0.15)
-    rectify = launches[-1]
-    assert len(binaries._instructions(rectify.sass)) == pytest.approx(work.RECTIFY, rel=0.1)
+    columns = [launch for launch in launches if launch.name == "column_pass"]
+    for launch, field in zip(columns, fields, strict=True):
+        searches, end = binaries.pieces(launch.sass)
+        kinds = ["uint16", "int32"] if launch.arguments["SQUARES"] == "int32" else ["float32"]
+        for kind, found in zip(kinds, searches, strict=True):
+            assert found == {name: close(each) for name, each in asdict(work.PIECES[kind, field]).items()}
+        assert end == close(work.END[launch.arguments["GIVES"]])
+    for launch in launches:
+        count = binaries.count(launch.sass)
+        if launch.name == "rectify":
+            assert count == close(work.RECTIFY[columns[-1].arguments["SQUARES"]])
+        elif launch.name == "block_minima":
+            assert count == close(work.MINIMA)
+        elif launch.name == "row_pass":
+            threads, pixels = 32 * launch.compiled.metadata.num_warps, 8 * 256
+            assert count * threads / pixels == close(work.ROW[256])
 
 
 def test_work_grows_little_with_the_length_of_a_line():
     """A line of one label and a pixel of another is looked at in groups; only blocks that matter are entered."""
     for name in ("one-odd-pixel", "uniform", "circle"):
-        small, large = (sweeps.count(scene(name, (n, n), batch=1, dtype=torch.uint8))[0][0] for n in (256, 1024))
-        assert large.looks / large.programs < 40
-        assert large.group_looks / large.programs <= 2 * 1024 / (sweeps.ROWS * sweeps.GROUP)
-        assert large.candidates / 1024**2 < 2 * small.candidates / 256**2
+        small, large = (_total(scene(name, (n, n), batch=1, dtype=torch.uint8)) for n in (256, 1024))
+        assert large["looks"] < 16
+        assert large["groups"] <= 2 * 2 * 1024 / (sweeps.ROWS * sweeps.GROUP)  # in 16 bits, and in 32
+        assert large["candidates"] < 2 * small["candidates"]
+
+
+def _total(labels):
+    """What the searches of a 2D transform do: looks of a program, and candidates of a pixel."""
+    (searches,), _ = sweeps.count(labels)
+    programs = searches[0].programs
+    return {
+        "looks": sum(each.looks for each in searches) / programs,
+        "groups": sum(each.bounds + each.groups for each in searches) / programs,
+        "candidates": sum(each.candidates for each in searches) / labels.numel(),
+    }
 
 
 def test_cucim_launches_as_its_source_says():
