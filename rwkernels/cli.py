@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 
 def _parser() -> argparse.ArgumentParser:
-    from rwkernels import __version__, demo
+    from rwkernels import __version__, bench, demo
 
     parser = argparse.ArgumentParser(prog="rwkernels", description="Region-wise loss at memory speed.")
     parser.add_argument("--version", action="version", version=f"rwkernels {__version__}")
@@ -25,6 +25,9 @@ def _parser() -> argparse.ArgumentParser:
         help="show what is installed, what can run and whether it is right",
         description="Shows versions and backends, and checks every backend that can run against the reference.",
     )
+    bench.add_arguments(
+        commands.add_parser("bench", help="measure maps, loss and training steps here, against other libraries")
+    )
     return parser
 
 
@@ -36,6 +39,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from rwkernels import doctor
 
             return doctor.run()
+        if parsed.command == "bench":
+            from rwkernels import bench
+
+            return bench.run(parsed)
         from rwkernels import demo
 
         return demo.run(parsed)

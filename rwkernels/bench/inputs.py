@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 SCALES = ("full", "quick", "tiny")
+CONTIGUOUS, CHANNELS_LAST = "contiguous", "channels_last"
 # Patterns that a transform with shortcuts is slow on or wrong at.
 PUNISHING = ("single", "checkerboard", "centre", "corner", "random", "sparse")
 
@@ -185,10 +186,19 @@ def labels(task: Task) -> Tensor:
 
 
 @lru_cache(maxsize=1)
-def logits(task: Task) -> Tensor:
-    """float32 [B, K, *S], with a gradient wanted."""
+def logits(task: Task, dtype: torch.dtype = torch.float32, layout: str = CONTIGUOUS, device: str = "cpu") -> Tensor:
+    """[B, K, *S], with a gradient wanted."""
     shape = (task.shape[0], task.num_classes, *task.image_shape)
-    return torch.randn(shape, generator=torch.Generator().manual_seed(7)).mul_(2).requires_grad_()
+    values = torch.randn(shape, generator=torch.Generator().manual_seed(7)).mul_(2)
+    return laid_out(values.to(device=device, dtype=dtype), layout).requires_grad_()
+
+
+def laid_out(values: Tensor, layout: str) -> Tensor:
+    """[B, K, *S] contiguous, or with the classes last in memory."""
+    if layout == CONTIGUOUS:
+        return values.contiguous()
+    last = torch.channels_last if values.dim() == 4 else torch.channels_last_3d
+    return values.contiguous(memory_format=last)
 
 
 def _sized(scale: str, full: tuple[int, ...], quick: tuple[int, ...], tiny: tuple[int, ...]) -> tuple[int, ...]:
@@ -198,12 +208,12 @@ def _sized(scale: str, full: tuple[int, ...], quick: tuple[int, ...], tiny: tupl
 @cache
 def map_tasks(scale: str) -> tuple[Task, ...]:
     """T1 to T5."""
-    volume = _sized(scale, (2, 128, 128, 128), (2, 64, 64, 64), (2, 16, 16, 16))
+    volume = _sized(scale, (2, 128, 128, 128), (2, 48, 48, 48), (2, 16, 16, 16))
     return (
-        Task("T1", "hearts", _sized(scale, (16, 256, 256), (16, 256, 256), (2, 64, 64)), 4),
+        Task("T1", "hearts", _sized(scale, (16, 256, 256), (2, 256, 256), (2, 64, 64)), 4),
         Task("T2", "blobs", volume, 4),
-        Task("T3", "organs", _sized(scale, (1, 128, 512, 512), (1, 64, 256, 256), (1, 16, 24, 24)), 3),
-        Task("T4", "parcels", _sized(scale, (1, 128, 128, 128), (1, 64, 64, 64), (1, 16, 16, 16)), 118),
+        Task("T3", "organs", _sized(scale, (1, 128, 512, 512), (1, 48, 128, 128), (1, 16, 24, 24)), 3),
+        Task("T4", "parcels", _sized(scale, (1, 128, 128, 128), (1, 40, 40, 40), (1, 24, 24, 24)), 118),
         Task("T5", "blobs", volume, 4, (3.0, 1.0, 1.0)),
     )
 
@@ -211,11 +221,11 @@ def map_tasks(scale: str) -> tuple[Task, ...]:
 @cache
 def adversarial_tasks(scale: str) -> tuple[Task, ...]:
     """Label images that punish a shortcut, and large flat ones."""
-    cube = _sized(scale, (1, 256, 256, 256), (1, 128, 128, 128), (1, 12, 12, 12))
-    flat = _sized(scale, (1, 2048, 2048), (1, 1024, 1024), (1, 48, 48))
-    disc = _sized(scale, (1, 1024, 1024), (1, 1024, 1024), (1, 48, 48))
+    cube = _sized(scale, (1, 256, 256, 256), (), ())
+    flat = _sized(scale, (1, 2048, 2048), (1, 1024, 1024), (1, 32, 32))
+    disc = _sized(scale, (1, 1024, 1024), (1, 1024, 1024), (1, 32, 32))
     found = []
-    for shape in (flat, cube):
+    for shape in (flat, cube) if cube else (flat,):
         for pattern in PUNISHING:
             found.append(Task(pattern, pattern, shape, 4 if pattern == "random" else 2))
     found.append(Task("circle", "circle", disc, 2))
@@ -224,32 +234,55 @@ def adversarial_tasks(scale: str) -> tuple[Task, ...]:
 
 
 @cache
-def growth_tasks(scale: str) -> tuple[Task, ...]:
-    """The smaller sizes of the growth rows, already too large for the caches: leaving a cache is no growth."""
-    cube = _sized(scale, (1, 192, 192, 192), (), (1, 12, 12, 12))
-    flat = _sized(scale, (1, 2048, 2048), (1, 2048, 2048), (1, 48, 48))
-    disc = _sized(scale, (1, 1024, 1024), (1, 1024, 1024), (1, 48, 48))
-    shapes = [shape for shape in (flat, cube) if shape]
+def loss_tasks(scale: str) -> tuple[Task, ...]:
+    """The large float32 inputs of the loss."""
+    volume = _sized(scale, (2, 128, 128, 128), (1, 64, 64, 64), (2, 12, 12, 12))
+    many = Task("", "parcels", _sized(scale, (1, 96, 96, 96), (1, 32, 32, 32), (1, 16, 16, 16)), 118)
     return (
-        *(Task(p, p, shape, 4 if p == "random" else 2) for shape in shapes for p in PUNISHING),
-        Task("circle", "circle", disc, 2),
-        *(Task("blobs", "blobs", shape, 4) for shape in shapes),
+        Task("", "hearts", _sized(scale, (16, 256, 256), (4, 256, 256), (2, 48, 48)), 4),
+        Task("", "blobs", volume, 4),
+        *(() if scale == "tiny" else (many,)),
     )
-
-
-def doubled(task: Task) -> Task:
-    """The same pattern at twice the side."""
-    shape = (task.shape[0], *(2 * side for side in task.image_shape))
-    return Task(task.name, task.pattern, shape, task.num_classes, task.spacing)
 
 
 @cache
-def loss_tasks(scale: str) -> tuple[Task, ...]:
-    """The shapes of the loss rows."""
-    volume = _sized(scale, (2, 128, 128, 128), (2, 64, 64, 64), (2, 16, 16, 16))
-    return (
-        Task("", "hearts", _sized(scale, (16, 256, 256), (16, 256, 256), (2, 64, 64)), 4),
-        Task("", "blobs", volume, 4),
-        Task("", "blobs", volume, 3),
-        Task("", "parcels", _sized(scale, (1, 96, 96, 96), (1, 48, 48, 48), (1, 16, 16, 16)), 118),
-    )
+def loss_grid(scale: str) -> tuple[Task, ...]:
+    """2D and 3D, few classes and many: the inputs of the grid over types and layouts."""
+    flat = {2: (4, 256, 256), 4: (4, 256, 256), 19: (2, 192, 192), 118: (1, 128, 128)}
+    deep = {2: (1, 96, 96, 96), 4: (1, 64, 64, 64), 19: (1, 48, 48, 48), 118: (1, 24, 24, 24)}
+    if scale == "tiny":
+        return (Task("", "random", (2, 12, 12), 2), Task("", "random", (1, 8, 8, 8), 19))
+    if scale == "quick":
+        return (Task("", "random", (2, 192, 192), 4), Task("", "random", (1, 48, 48, 48), 19))
+    return tuple(Task("", "random", shape, k) for shapes in (flat, deep) for k, shape in shapes.items())
+
+
+@cache
+def size_tasks(scale: str, axes: int, pattern: str = "blobs") -> tuple[Task, ...]:
+    """One image, side doubled again and again."""
+    few = {2: (64, 128, 256, 512, 1024), 3: (32, 64)}
+    sides = {
+        "full": {2: (64, 128, 256, 512, 1024, 2048, 4096), 3: (32, 64, 128, 256)},
+        "quick": few,
+        "tiny": {2: (16, 32), 3: (8, 16)},
+    }[scale][axes]
+    k = 4 if pattern in ("blobs", "random") else 2
+    return tuple(Task("", pattern, (1, *[side] * axes), k) for side in sides)
+
+
+@cache
+def class_tasks(scale: str) -> tuple[Task, ...]:
+    """One volume cut into more and more classes."""
+    side, counts = {
+        "full": (64, (2, 4, 8, 16, 32, 64, 128, 256)),
+        "quick": (32, (2, 8, 32, 128)),
+        "tiny": (12, (2, 4)),
+    }[scale]
+    return tuple(Task("", "parcels", (1, side, side, side), k) for k in counts)
+
+
+@cache
+def batch_tasks(scale: str) -> tuple[Task, ...]:
+    """More and more slices of 256^2."""
+    side, counts = {"full": (256, (1, 2, 4, 8, 16, 32)), "quick": (256, (1, 4, 16)), "tiny": (16, (1, 2))}[scale]
+    return tuple(Task("", "hearts", (count, side, side), 4) for count in counts)

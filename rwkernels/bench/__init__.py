@@ -1,0 +1,83 @@
+"""`rwkernels bench`: how fast maps and loss are here, against what one would otherwise use, and how the cost grows.
+
+It is part of the package, like the demo, so that it runs where only a wheel is installed. `registry` holds the cases,
+`maps`, `losses` and `steps` what is timed, `peers` the libraries it is compared with, `truth` what every answer is
+checked against before it is timed, `harness` the interleaved timing with a `clock`, `memory` the peaks, `session` puts
+them together; `results` keeps rows and curves as JSON of pytest-benchmark, `summary`, `table`, `charts` and `html` show
+them, `compare` sets two runs side by side, `guard` counts instructions.
+
+Nothing heavier than `argparse` is imported until `run` is called.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import sys
+from pathlib import Path
+
+__all__ = ["add_arguments", "run"]
+
+_NEEDED = ("pytest_benchmark", "rich", "matplotlib")
+_EPILOG = """\
+examples:
+  rwkernels bench --quick                      two minutes, smaller inputs
+  rwkernels bench --save results               all of it; results/rwkernels-bench.json and .html
+  rwkernels bench --only "rectified map|loss: " --list
+  rwkernels bench --compare results            against an earlier run
+  rwkernels bench guard --check                instruction counts against the stored ones
+"""
+
+
+def _threads(text: str) -> list[int]:
+    parts = text.split(",")
+    if not all(part.isdecimal() and int(part) for part in parts):
+        raise argparse.ArgumentTypeError(f"expected numbers of threads like 1,4, got {text!r}")
+    return sorted({int(part) for part in parts})
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of `rwkernels bench` on `parser`."""
+    parser.description = (
+        "Times maps, distances, loss and whole training steps against the libraries that one would otherwise use, after "
+        "checking every answer. Contenders take turns in one process, so ratios hold on a busy machine too."
+    )
+    parser.epilog, parser.formatter_class = _EPILOG, argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--quick", action="store_true", help="smaller inputs, fewer turns: under two minutes")
+    parser.add_argument("--tiny", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--only", metavar="EXPR", help="regular expression on the names of cases (see --list)")
+    parser.add_argument("--threads", metavar="N,M", type=_threads, help="numbers of threads (default: 1 and all)")
+    parser.add_argument("--save", type=Path, metavar="DIR", help="write rwkernels-bench.json and rwkernels-bench.html")
+    parser.add_argument("--compare", type=Path, metavar="DIR", help="an earlier run (folder or JSON file) to compare with")
+    parser.add_argument("--list", action="store_true", help="print the cases with their contenders, and stop")
+    parser.add_argument("--strict", action="store_true", help="exit with 1 if a goal is missed")
+    commands = parser.add_subparsers(dest="bench_command", metavar="guard")
+    from rwkernels.bench import guard
+
+    guard.add_arguments(commands.add_parser("guard", help="count instructions of six key rows, keep or check them"))
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run with the parsed options; return the exit status.
+
+    Returns
+    -------
+    int
+        0 when finished; 1 if an answer of this package is wrong, a package is missing, or (with `--strict`) a goal is
+        missed; 2 for an option that cannot be honoured; 130 after Ctrl-C.
+    """
+    if args.bench_command == "guard":
+        from rwkernels.bench import guard
+
+        return guard.run(args)
+    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        print(
+            f"rwkernels bench: {', '.join(missing)} not installed; "
+            'the benchmarks need the extra: pip install "rwkernels[bench]"',
+            file=sys.stderr,
+        )
+        return 1
+    from rwkernels.bench import command
+
+    return command.run(args)

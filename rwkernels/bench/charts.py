@@ -1,0 +1,389 @@
+"""The charts, drawn by Matplotlib as SVG whose colours are CSS variables: one drawing serves light and dark.
+
+Every chart is drawn twice, wide and for a phone; the page shows the one that fits.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rwkernels.bench import losses, maps, peers
+from rwkernels.bench.harness import COPY
+from rwkernels.bench.results import Row, Run, threads_text
+from rwkernels.bench.summary import HEADLINES, best_threads, found, number, seconds_text
+
+# Placeholders that the drawing is made in, and the CSS variables they become.
+TEXT, QUIET, GRID, OURS, PEER, THIRD, FOURTH, FIFTH, OTHER = (
+    "#010203", "#010204", "#010205", "#010206", "#010207", "#010208", "#010209", "#01020a", "#01020b",
+)  # fmt: skip
+VARIABLES = {
+    TEXT: "--text", QUIET: "--quiet", GRID: "--grid", OURS: "--ours", PEER: "--peer", THIRD: "--third",
+    FOURTH: "--fourth", FIFTH: "--fifth", OTHER: "--other",
+}  # fmt: skip
+# Okabe & Ito's palette (2008), told apart with any colour vision; light and dark.
+COLOURS = {
+    "--text": ("#1b242d", "#e8edf2"),
+    "--quiet": ("#57636f", "#9fb0bf"),
+    "--grid": ("#dde3e9", "#2f3b47"),
+    "--ours": ("#0072b2", "#56b4e9"),
+    "--peer": ("#d55e00", "#f0883e"),
+    "--third": ("#009e73", "#2fc79a"),
+    "--fourth": ("#a8568a", "#e08fc0"),
+    "--fifth": ("#8a6d00", "#f0e442"),
+    "--other": ("#8794a0", "#7a8896"),
+}
+
+
+@dataclass(frozen=True)
+class Page:
+    """How wide a chart may be, in inches at 72 units an inch, and which of the two it is."""
+
+    name: str
+    width: float
+
+    @property
+    def narrow(self) -> bool:
+        """For a phone."""
+        return self.name == "narrow"
+
+
+WIDE, NARROW = Page("wide", 12.6), Page("narrow", 4.9)
+
+
+def _figure(page: Page, height: float, rows: int = 1, columns: int = 1) -> tuple[Any, Any]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(page.width, height), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.08, h_pad=0.1, hspace=0.06, wspace=0.05)
+    return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+_STYLE = {
+    "svg.fonttype": "none",
+    "font.size": 11.5,
+    "text.color": TEXT,
+    "axes.labelcolor": QUIET,
+    "axes.edgecolor": GRID,
+    "axes.titlecolor": TEXT,
+    "axes.titlesize": 12.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.color": QUIET,
+    "ytick.color": QUIET,
+    "xtick.minor.size": 0,
+    "ytick.minor.size": 0,
+    "axes.grid": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.8,
+    "axes.axisbelow": True,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "savefig.facecolor": "none",
+    "legend.frameon": False,
+}
+
+
+def svg(name: str, title: str, draw: Callable[[Page], Any], page: Page) -> str:
+    """The SVG element of a chart, without a prologue."""
+    from matplotlib import rc_context
+
+    with rc_context({**_STYLE, "svg.hashsalt": f"{name}-{page.name}"}):
+        text = io.StringIO()
+        draw(page).savefig(text, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    drawn = text.getvalue()
+    drawn = drawn[drawn.index("<svg") :]
+    drawn = re.sub(r"<metadata>.*?</metadata>", "", drawn, flags=re.DOTALL)
+    for placeholder, variable in VARIABLES.items():
+        drawn = drawn.replace(placeholder, f"var({variable})")
+    drawn = re.sub(r"font: (bold |)([\d.]+)px [^;\"]*", r"font: \g<1>\2px var(--font)", drawn)
+    drawn = re.sub(r"(\d+\.\d{2})\d+", r"\1", drawn)
+    drawn = re.sub(r'<svg [^>]*viewBox="([^"]*)"[^>]*>', rf'<svg xmlns="http://www.w3.org/2000/svg" '
+                   rf'xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="\1" role="img" class="chart">'
+                   rf"<title>{title}</title>", drawn, count=1)  # fmt: skip
+    return re.sub(r"\n\s*", "\n", drawn)
+
+
+def standalone(drawn: str) -> str:
+    """A file of its own that follows the reader's colour scheme."""
+    light = ";".join(f"{name}:{colours[0]}" for name, colours in COLOURS.items())
+    dark = ";".join(f"{name}:{colours[1]}" for name, colours in COLOURS.items())
+    style = f"<style>svg{{--font:system-ui,sans-serif;{light}}}@media(prefers-color-scheme:dark){{svg{{{dark}}}}}</style>"
+    return re.sub(r"(<svg [^>]*>)", rf"\1{style}", drawn, count=1) + "\n"
+
+
+def _logarithmic_ratios(axes: Any, low: float, high: float) -> None:
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+    axes.set_xscale("log")
+    ticks = [t for t in (0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000, 3000, 10000) if low <= t <= high]
+    axes.xaxis.set_major_locator(FixedLocator(ticks))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}×"))
+    axes.set_xlim(low, high)
+    axes.grid(visible=False, axis="y")
+    axes.spines["left"].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+
+
+# --- bars of ratios --------------------------------------------------------------------------------------------
+
+
+def ratio_bars(run: Run, device: str = "cpu") -> Callable[[Page], Any] | None:
+    """How many times faster than its named peer, for every headline and case, on all threads."""
+    count = best_threads(run)
+    groups = []
+    for headline in HEADLINES:
+        listed = [f for f in found(run, headline, device) if f.row.threads == count]
+        if headline.title.endswith("hard cases"):
+            listed = sorted(listed, key=lambda f: f.ratio.value)[:: max(len(listed) - 1, 1)]  # the worst and the best
+        if listed:
+            groups.append((headline, listed))
+    if not groups:
+        return None
+    top = 2.6 * max(f.ratio.value for _, listed in groups for f in listed)
+    low = min(0.8, 0.8 * min(f.ratio.value for _, listed in groups for f in listed))
+
+    def draw(page: Page) -> Any:
+        from matplotlib.transforms import blended_transform_factory
+
+        lines = sum(len(listed) + 1.25 for _, listed in groups)
+        step = 0.335 if not page.narrow else 0.43
+        figure, ((axes,),) = _figure(page, step * lines + 0.5)
+        beside = blended_transform_factory(axes.transAxes, axes.transData)
+        at = 0.0
+        for headline, listed in groups:
+            peer = headline.peer_text.replace("`", "")
+            title = f"{headline.title}, against {peer}"
+            if page.narrow:
+                title = f"{headline.title}\nagainst {peer}"
+                at += 0.35
+            axes.text(0, at + 0.12, title, transform=beside, weight="bold", va="center", fontsize=11.5)
+            at += 1.0 if not page.narrow else 1.15
+            for each in listed:
+                _bar(axes, beside, at, each.ratio.value, (each.ratio.low, each.ratio.high), _label(each.row), page)
+                at += 1
+            at += 0.25
+        axes.set_ylim(at - 0.3, -0.8)
+        axes.set_yticks([])
+        left = low if page.narrow else low / (top / low) ** 0.42
+        _logarithmic_ratios(axes, left, top)
+        axes.set_xticks([t for t in axes.get_xticks() if t >= low])
+        axes.axvline(1, color=QUIET, linewidth=1)
+        return figure
+
+    return draw
+
+
+def _label(row: Row) -> str:
+    return row.family.removeprefix("data loader, ") if row.family.startswith("data loader") else row.task
+
+
+def _bar(axes: Any, beside: Any, at: float, value: float, spread: tuple[float, float], label: str, page: Page) -> None:
+    good = value >= 1
+    height = 0.62 if not page.narrow else 0.4
+    middle = at + (0.16 if page.narrow else 0)
+    axes.barh(middle, value - 1, left=1, height=height, color=OURS if good else PEER, alpha=0.9)
+    axes.plot(spread, [middle, middle], color=TEXT, linewidth=1.3)
+    where = max(value, spread[1], 1)
+    axes.text(where * 1.06, middle, f"{number(value)}×", va="center", ha="left", fontsize=11, color=TEXT)
+    if page.narrow:
+        axes.text(0, at - 0.24, label, transform=beside, va="center", fontsize=10, color=QUIET)
+    else:
+        axes.text(0.012, at, label, transform=beside, va="center", fontsize=11, color=QUIET)
+
+
+# --- who takes how long ----------------------------------------------------------------------------------------
+
+
+def _faces(run: Run, device: str) -> list[tuple[str, list[Row]]]:
+    """The cases that are shown contender by contender."""
+    wanted = (("rectified map", 2), ("boundary map", 1), ("loss", 2), ("whole step, boundary", 1))
+    shown = []
+    for family, most in wanted:
+        listed: dict[str, list[Row]] = {}
+        for row in run.of_family(family):
+            if row.threads == best_threads(run) and row.device == device and row.pattern != "random":
+                listed.setdefault(row.case, []).append(row)
+        shown += list(listed.items())[:most]
+    return shown
+
+
+def time_bars(run: Run, device: str = "cpu") -> Callable[[Page], Any] | None:
+    """The time of every contender of some cases, those that were not ranked with the reason."""
+    faces = _faces(run, device)
+    if not faces:
+        return None
+
+    def draw(page: Page) -> Any:
+        columns = 1 if page.narrow else 2
+        lines = math.ceil(len(faces) / columns)
+        longest = [max(len(rows) for _, rows in faces[i * columns : (i + 1) * columns]) for i in range(lines)]
+        figure, panels = _figure(page, sum(0.3 * n + 0.95 for n in longest), lines, columns)
+        for axes in panels.flat[len(faces) :]:
+            axes.set_visible(False)
+        for axes, (case, rows) in zip(panels.flat, faces, strict=False):
+            _contenders(axes, case, rows, page)
+        figure.get_layout_engine().set(w_pad=0.12)
+        return figure
+
+    return draw
+
+
+def _contenders(axes: Any, case: str, rows: Sequence[Row], page: Page) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    timed = sorted((row for row in rows if row.ranked), key=lambda row: row.median)
+    rest = [row for row in rows if not row.ranked]
+    least = timed[0].median / 2.5 if timed else 1e-4
+    for at, row in enumerate(timed):
+        colour = OURS if row.ours else QUIET if row.contender == COPY else OTHER
+        axes.barh(at, row.median, height=0.62, color=colour, alpha=0.9)
+        axes.plot(row.quartiles, [at, at], color=TEXT, linewidth=1.3)
+        axes.text(row.median * 1.12, at, seconds_text(row.median), va="center", fontsize=10.5)
+    for at, row in enumerate(rest, len(timed)):
+        axes.text(least * 1.1, at, row.verdict, va="center", fontsize=10.5, color=PEER, weight="bold")
+    axes.set_yticks(range(len(rows)), [row.contender for row in (*timed, *rest)], fontsize=10.5)
+    for tick, row in zip(axes.get_yticklabels(), (*timed, *rest), strict=True):
+        tick.set_color(TEXT if row.ours else QUIET)
+    axes.set_xscale("log")
+    axes.set_xlim(least, (timed[-1].median if timed else 1e-3) * 6)
+    axes.invert_yaxis()
+    axes.xaxis.set_major_locator(LogLocator(numticks=5 if page.narrow else 7))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: seconds_text(value)))
+    axes.grid(visible=False, axis="y")
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+    axes.set_title(case, loc="left", x=0 if not page.narrow else -0.35, fontsize=11.5)
+
+
+# --- scaling ---------------------------------------------------------------------------------------------------
+
+_LINES: dict[str, tuple[str, str, str]] = {
+    maps.COMPACT_REUSED: (OURS, "o", "-"),
+    maps.REUSED: (OURS, "o", "-"),
+    losses.COMPACT: (OURS, "o", "-"),
+    losses.DENSE: (THIRD, "^", "-"),
+    maps.EDT_FINISH: (FOURTH, "s", "--"),
+    peers.CUCIM: (FOURTH, "s", "--"),
+    peers.SCIPY: (PEER, "D", ":"),
+    losses.EAGER: (PEER, "D", ":"),
+}
+PANELS = (
+    "map, pixels, 2D", "map, pixels, 3D", "loss, pixels, 2D", "loss, pixels, 3D", "map, classes", "loss, classes",
+    "map, batch", "loss, batch", "map, threads", "loss, threads",
+)  # fmt: skip
+
+
+def curves(run: Run, device: str = "cpu") -> Callable[[Page], Any] | None:
+    """Time against pixels, classes, images and threads on logarithmic axes, with the fitted exponents."""
+    count = best_threads(run)
+    shown: dict[str, dict[str, list[Row]]] = {}
+    for row in run.rows:
+        wanted = row.curve in PANELS and row.ranked and row.contender in _LINES and row.device == device
+        if wanted and (row.threads == count or row.axis == "threads"):
+            shown.setdefault(row.curve, {}).setdefault(row.contender, []).append(row)
+    panels_shown = [panel for panel in PANELS if panel in shown]
+    if not panels_shown:
+        return None
+
+    def draw(page: Page) -> Any:
+        columns = 1 if page.narrow else 3 if len(panels_shown) > 4 else 2
+        lines = math.ceil(len(panels_shown) / columns)
+        figure, panels = _figure(page, 3.35 * lines, lines, columns)
+        for axes in panels.flat[len(panels_shown) :]:
+            axes.set_visible(False)
+        for axes, panel in zip(panels.flat, panels_shown, strict=False):
+            _curve(axes, panel, shown[panel])
+        return figure
+
+    return draw
+
+
+def _curve(axes: Any, panel: str, lines: dict[str, list[Row]]) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    for contender, rows in lines.items():
+        colour, marker, style = _LINES[contender]
+        points = sorted(rows, key=lambda row: row.axis_value)
+        exponent = points[-1].exponent
+        name = contender.removesuffix(", reused buffer")
+        label = name if exponent is None else f"{name}: exponent {exponent:.2f}".replace("-", "−")
+        xs, ys = [row.axis_value for row in points], [row.median for row in points]
+        axes.plot(xs, ys, color=colour, marker=marker, linestyle=style, linewidth=1.7, markersize=5, label=label)
+    axes.set_xscale("log", base=2 if rows[0].axis != "pixels" else 10)
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    axes.set_ylim(low / 1.5, high * (high / low) ** (0.12 + 0.1 * len(lines)))
+    plain = FuncFormatter(lambda value, _: f"{value:g}")
+    if rows[0].axis != "pixels":
+        values = sorted({row.axis_value for listed in lines.values() for row in listed})
+        axes.set_xticks(values if len(values) < 7 else values[::2])
+        axes.xaxis.set_major_formatter(plain)
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_locator(LogLocator(numticks=6))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: seconds_text(value)))
+    family, axis, *rest = panel.split(", ")
+    axes.set_title(f"{'rectified map' if family == 'map' else 'loss and gradient'}, {axis}{' ' + rest[0] if rest else ''}")
+    axes.legend(loc="upper left", fontsize=9.5, labelcolor=QUIET, handlelength=2.2, borderaxespad=0.1)
+
+
+# --- roofline --------------------------------------------------------------------------------------------------
+
+
+def roofline(run: Run, device: str = "cpu") -> Callable[[Page], Any] | None:
+    """Bytes that have to be moved against time: whoever lies on the line runs at the speed of a copy."""
+    count = best_threads(run)
+    kinds = (
+        ("rwkernels: loss", OURS, "o", ("loss", "loss kernel"), True),
+        ("rwkernels: maps", THIRD, "^", ("distance", "rectified map", "boundary map", "hard distance"), True),
+        ("rwkernels: whole step", FOURTH, "s", ("whole step, rectified", "whole step, boundary"), True),
+        ("everyone else", OTHER, "x", ("loss", "distance", "rectified map", "boundary map", "hard distance",
+                                       "whole step, rectified", "whole step, boundary"), False),
+    )  # fmt: skip
+    rows = [r for r in run.rows if r.ranked and r.threads == count and r.device == device and "reference" not in r.contender]
+    rows = [row for row in rows if row.contender != COPY and any(row.family in kind[3] for kind in kinds)]
+    copies = sorted((r.moved, r.median) for r in run.rows if r.contender == COPY and r.threads == count and r.ranked
+                    and r.device == device)  # fmt: skip
+    if not rows or not copies:
+        return None
+
+    def draw(page: Page) -> Any:
+        from matplotlib.ticker import FuncFormatter, NullLocator
+
+        figure, ((axes,),) = _figure(page, 5.6 if not page.narrow else 5.4)
+        axes.plot(*zip(*copies, strict=True), color=TEXT, linewidth=1.6, label="a copy of as many bytes, measured in turns")
+        for label, colour, marker, families, own in kinds:
+            points = [(row.moved, row.median) for row in rows if row.family in families and row.ours == own]
+            if points:
+                axes.scatter(*zip(*points, strict=True), color=colour, marker=marker, s=24, label=label, alpha=0.85,
+                             linewidths=1.1 if marker == "x" else 0)  # fmt: skip
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        low, high = axes.get_ylim()
+        axes.set_ylim(low, high * (high / low) ** 0.28)
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _bytes(value)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: seconds_text(value)))
+        axes.set_xlabel("bytes that have to be read and written")
+        axes.set_title(f"time, {threads_text(count)}" if device == "cpu" else "time")
+        axes.legend(loc="upper left", fontsize=10, labelcolor=QUIET)
+        return figure
+
+    return draw
+
+
+def _bytes(value: float) -> str:
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if value >= factor:
+            return f"{value / factor:g} {unit}"
+    return f"{value:g} B"

@@ -1,0 +1,128 @@
+"""`rwkernels bench`, once its packages are known to be there."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from rwkernels.bench import compare, html, results, session, table
+from rwkernels.bench.registry import Case
+from rwkernels.bench.results import Run, threads_text
+from rwkernels.bench.summary import goals
+
+NAME = "rwkernels-bench"
+INTERRUPTED = 130
+
+
+def _problem(text: str, status: int = 2) -> int:
+    print(f"rwkernels bench: {text}", file=sys.stderr)
+    return status
+
+
+def choose(scale: str, only: str | None) -> list[Case]:
+    """The cases whose names `only` matches. Raises `ValueError` for a bad expression or if none does."""
+    try:
+        pattern = re.compile(only or "", re.IGNORECASE)
+    except re.error as error:
+        raise ValueError(f"--only: expected a regular expression, got {only!r} ({error})") from None
+    chosen = [case for case in session.all_cases(scale) if pattern.search(case.id)]
+    if not chosen:
+        raise ValueError(f"--only: no case matches {only!r}; --list shows them")
+    return chosen
+
+
+def write(path: Path, text: str) -> None:
+    """Writes a file at once or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=path.name)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+        Path(name).chmod(0o644)
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def save(run: Run, folder: Path, changes: Sequence[compare.Change] = ()) -> list[Path]:
+    """Writes the JSON and the report into `folder`."""
+    paths = [folder / f"{NAME}.json", folder / f"{NAME}.html"]
+    write(paths[0], results.dumped(run))
+    write(paths[1], html.page(run, changes))
+    return paths
+
+
+def _list(chosen: Sequence[Case], threads: Sequence[int] | None, scale: str) -> None:
+    for case in chosen:
+        counts = ", ".join(map(str, session.thread_counts(case, threads)))
+        print(f"{case.id}  (threads {counts}; against {case.peer})\n    {'; '.join(case.names)}")
+    total = session.effort(chosen, threads, scale)
+    print(f"{len(chosen)} cases, estimated {total / 60:.1f} minutes")
+
+
+def _native_is_missing() -> str | None:
+    from rwkernels.backends import choose as choose_backend
+
+    if choose_backend(torch.device("cpu"), "loss").NAME != "reference":
+        return None
+    return "the compiled backend cannot run here (`rwkernels doctor` says why), so there is nothing to measure"
+
+
+def run(args: argparse.Namespace) -> int:
+    """See `rwkernels.bench.run`."""
+    scale = "tiny" if args.tiny else "quick" if args.quick else "full"
+    try:
+        chosen = choose(scale, args.only)
+        earlier = results.load(args.compare) if args.compare else None
+    except ValueError as error:
+        return _problem(str(error))
+    if args.list:
+        _list(chosen, args.threads, scale)
+        return 0
+    missing = _native_is_missing()
+    if missing and scale != "tiny":
+        return _problem(missing)
+    if args.save is not None:
+        with contextlib.suppress(OSError):
+            args.save.mkdir(parents=True, exist_ok=True)
+        if not args.save.is_dir() or not os.access(args.save, os.W_OK):
+            return _problem(f"--save: expected a folder that can be written, got {args.save}")
+    return _measure(chosen, scale, args, earlier)
+
+
+def _measure(chosen: Sequence[Case], scale: str, args: argparse.Namespace, earlier: Run | None) -> int:
+    console = Console(highlight=False)
+    total = session.effort(chosen, args.threads, scale)
+    threads = args.threads or sorted({1, session.processors()})
+    told = " and ".join(threads_text(count) for count in threads)
+    console.print(f"{len(chosen)} cases on {told}, estimated {total / 60:.1f} minutes", soft_wrap=True)
+    with table.Bar(total) as bar:
+        run = session.measure(chosen, scale, args.threads, bar)
+    run.when = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    table.show(run, console)
+    changes = compare.changes(earlier, run) if earlier else []
+    if earlier is not None:
+        table.show_changes(changes, console)
+    if args.save is not None:
+        for path in save(run, args.save, changes):
+            console.print(f"wrote {path}", soft_wrap=True)
+    took = sum(run.took.values())
+    console.print(f"took {took / 60:.1f} minutes, estimated {total / 60:.1f}")
+    if run.interrupted:
+        return INTERRUPTED
+    met, all_goals = goals(run)
+    failed = session.failures(run)
+    for row in failed:
+        _problem(f"{row.name}: {row.verdict}: {row.reason}")
+    return 1 if failed or (args.strict and met < all_goals) else 0

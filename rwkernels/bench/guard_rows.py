@@ -1,0 +1,139 @@
+"""The six key rows of the regression guard, run through the C++ core alone.
+
+    python guard_rows.py CORE ROW RUNS
+
+It imports neither torch nor the package: under Valgrind those would take minutes, and drown what is counted.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import sys
+from array import array
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+# Odd sizes, so that ends of rows and of tiles are part of it.
+PLANE, VOLUME, CLASSES = (1, 1, 197, 221), (1, 43, 61, 53), 4
+
+
+class Prepared(NamedTuple):
+    """A row that is ready to run, and the least bytes that it reads and writes."""
+
+    run: Callable[[], Any]
+    moved: int
+
+
+def load_core(path: str) -> Any:
+    """The compiled module at `path`."""
+    spec = importlib.util.spec_from_file_location("_native", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def labels(sizes: tuple[int, ...]) -> bytearray:
+    """Rings around the middle of an image [B, Z, Y, X], class 3 innermost."""
+    _, depth, height, width = sizes
+    out = bytearray()
+    for z in range(depth):
+        for y in range(height):
+            row = bytearray(width)
+            off = ((y + 0.5) / height - 0.5) ** 2
+            off += ((z + 0.5) / depth - 0.5) ** 2 if depth > 1 else 0.0
+            for label, radius in ((1, 0.42), (2, 0.27), (3, 0.11)):
+                half = int(width * max(radius**2 - off, 0.0) ** 0.5)
+                middle = width // 2
+                row[middle - half : middle + half] = bytes([label]) * (2 * half)
+            out += row
+    return out
+
+
+def _floats(count: int) -> array[float]:
+    """Numbers between -2 and 2 that look random."""
+    some = [((i * 7919) % 1021) / 255.25 - 2 for i in range(1021)]
+    return array("f", some * (count // 1021 + 1))[:count]
+
+
+def _address(values: Any) -> int:
+    return ctypes.addressof(ctypes.c_char.from_buffer(values))
+
+
+def _map_row(core: Any, sizes: tuple[int, ...], what: str) -> Prepared:
+    image, pixels = labels(sizes), sizes[1] * sizes[2] * sizes[3]
+    channels = CLASSES if what == "boundary" else 1
+    out, count = array("f", bytes(4 * pixels * channels)), array("q", [0])
+    axes, steps = 2 if sizes[1] == 1 else 3, (1.0, 1.0, 1.0)
+
+    def run() -> Any:
+        given = (_address(image), "u1", _address(out))
+        if what == "distance":
+            return core.distance(*given, sizes, axes, steps, False, False, 1)
+        if what == "rectified":
+            return core.rectified(*given, _address(count), sizes, axes, steps, CLASSES, 0, None, False, True, 1)
+        return core.boundary(*given, sizes, axes, steps, CLASSES, None, 0.0, 0.0, False, True, 1)
+
+    return Prepared(run, pixels * (1 + 4 * channels))
+
+
+def _loss_row(core: Any, *, compact: bool) -> Prepared:
+    _, _, height, width = PLANE
+    pixels = height * width
+    logits, grad = _floats(CLASSES * pixels), array("f", bytes(4 * CLASSES * pixels))
+    maps, image = _floats(pixels if compact else CLASSES * pixels), labels(PLANE)
+    scale, sums = array("d", [1 / (CLASSES * pixels)]), array("d", [0.0])
+    sizes, strides = (1, CLASSES, 1, height, width), (CLASSES * pixels, pixels, pixels, width, 1)
+
+    def run() -> Any:
+        return core.region_wise(
+            logits=_address(logits),
+            dtype="f4",
+            sizes=sizes,
+            strides=strides,
+            map=_address(maps),
+            map_dtype="f4",
+            map_strides=(0,) * 5 if compact else strides,
+            compact=compact,
+            labels=_address(image) if compact else 0,
+            label_code="u1",
+            ignore=None,
+            background=0,
+            background_value=1.0,
+            class_scale=0,
+            scale_groups=1,
+            image_scale=_address(scale),
+            pixel_scale=0,
+            grad=_address(grad),
+            grad_strides=strides,
+            image_sums=_address(sums),
+            pixel_loss=0,
+            validate=False,
+            threads=1,
+        )
+
+    return Prepared(run, pixels * (8 * CLASSES + 5 if compact else 12 * CLASSES))
+
+
+ROWS: dict[str, Callable[[Any], Prepared]] = {
+    "distance 2D": lambda core: _map_row(core, PLANE, "distance"),
+    "distance 3D": lambda core: _map_row(core, VOLUME, "distance"),
+    "rectified map 3D": lambda core: _map_row(core, VOLUME, "rectified"),
+    "boundary map 2D": lambda core: _map_row(core, PLANE, "boundary"),
+    "loss, dense map": lambda core: _loss_row(core, compact=False),
+    "loss, compact map": lambda core: _loss_row(core, compact=True),
+}
+
+
+def prepare(core: str, row: str) -> Prepared:
+    """A row over the core at a path."""
+    return ROWS[row](load_core(core))
+
+
+if __name__ == "__main__":
+    _, core, row, runs = sys.argv
+    prepared = prepare(core, row)
+    for _ in range(int(runs)):
+        prepared.run()

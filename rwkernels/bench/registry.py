@@ -1,0 +1,327 @@
+"""The cases: which contenders race on which input, against whom the ratios are, and the goals.
+
+A case holds the names of its contenders, so that all can be listed without making an input. `cases` gives them all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+
+from rwkernels.bench import losses, maps, peers, steps
+from rwkernels.bench.harness import COPY, Contender
+from rwkernels.bench.inputs import (
+    CHANNELS_LAST,
+    CONTIGUOUS,
+    Task,
+    adversarial_tasks,
+    batch_tasks,
+    class_tasks,
+    loss_grid,
+    loss_tasks,
+    map_tasks,
+    size_tasks,
+)
+
+Makers = Callable[[], dict[str, maps.Maker]]
+# Time per pixel may grow by this power of the number of pixels: a little above linear, as caches end somewhere.
+LINEAR = 1.1
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What is wanted of `ours` against `peer`.
+
+    `kind` is "faster" (peer over ours, at least the goal), "within" (ours over peer, at most the goal) or "memory" (peak
+    memory over the bytes of `peer`, which is the gradient).
+    """
+
+    ours: str
+    peer: str
+    goal: float | None
+    kind: str = "faster"
+
+
+@dataclass(frozen=True)
+class Point:
+    """Where a case lies on a scaling curve. `curve` names the curve, `limit` is the exponent that ours may have."""
+
+    curve: str
+    axis: str
+    value: int
+    fitted: bool = True
+    limit: float | None = None
+
+
+@dataclass(frozen=True)
+class Case:
+    """One input of one family. `moved` is the least that must be read and written, in bytes."""
+
+    family: str
+    task: Task
+    names: tuple[str, ...]
+    peer: str  # ratios of all contenders are against this one
+    moved: int
+    makers: Makers
+    goals: tuple[Goal, ...] = ()
+    effort: float = 3.0  # seconds for one number of threads, on two cores at 3 GHz
+    dtype: str = "float32"
+    layout: str = CONTIGUOUS
+    device: str = "cpu"
+    point: Point | None = None
+    unit: str = ""  # "map": results are also told as maps per second
+    threads: str = "1 and all"  # "all" for a case whose processes are its threads; "sweep": 1, 2, 4, ...
+    memory: str = "all"  # whose peak is measured: "all", "ours" (and the peer's) or "" for nobody's
+
+    @property
+    def id(self) -> str:
+        """Its name everywhere: `--only` matches it, pytest and pytest-benchmark show it."""
+        variant = [self.dtype] if self.dtype != "float32" else []
+        variant += [self.layout] if self.layout != CONTIGUOUS else []
+        where = [self.device] if self.device != "cpu" else []
+        return ", ".join([f"{self.family}: {self.task.title}", *variant, *where])
+
+    def make(self) -> list[Contender]:
+        """The contenders, in the order of their names; inputs are made now."""
+        return maps.make(self.makers(), self.names)
+
+
+def _ours(device: str, *more: str) -> list[str]:
+    """Our own backends besides the default one."""
+    return [maps.CUCIM_BACKEND] if device == "cuda" else list(more)
+
+
+def _isotropic(task: Task) -> bool:
+    return task.spacing is None or len(set(task.spacing)) == 1
+
+
+def _distance_cases(scale: str, device: str) -> Iterable[Case]:
+    for task in map_tasks(scale):
+        own = _ours(device)
+        names = (maps.OURS, maps.REUSED, *own, maps.EDT)
+        effort = 2.5 + 3e-7 * task.pixels
+        yield Case(
+            "distance", task, names, maps.EDT, 5 * task.pixels,
+            lambda task=task: maps.distance_makers(task, device, known=True),
+            (Goal(maps.OURS, maps.EDT, 8),), effort,
+        )  # fmt: skip
+
+
+def _hard_cases(scale: str, device: str) -> Iterable[Case]:
+    for task in adversarial_tasks(scale):
+        names = [maps.OURS, maps.EDT]
+        if task.pattern == "single" and len(task.image_shape) == 2:
+            names += [peers.SCIPY, peers.OPENCV, peers.SIMPLEITK, peers.DIPLIB]
+        yield Case(
+            "hard distance", task, tuple(names), maps.EDT, 5 * task.pixels,
+            lambda task=task: maps.distance_makers(task, device, known=False),
+            (Goal(maps.OURS, maps.EDT, 4),), 2.5 + 3e-7 * task.pixels,
+        )  # fmt: skip
+
+
+def _rectified_cases(scale: str, device: str) -> Iterable[Case]:
+    for task in map_tasks(scale):
+        large, many = task.pixels > 5_000_000, task.num_classes > 16
+        own = _ours(device, *([maps.REFERENCE] if task.name == "T1" and scale != "quick" else []))
+        ours = [maps.COMPACT, maps.COMPACT_REUSED, maps.DENSE, maps.DENSE_REUSED, *own]
+        others = [peers.SCIPY, maps.EDT_FINISH, peers.MONAI, peers.OPENCV, peers.SIMPLEITK, peers.DIPLIB]
+        if large or many:
+            others.remove(peers.MONAI)  # a wrapper of SciPy, which takes minutes there
+        if many and scale == "quick":
+            others = [peers.SCIPY, maps.EDT_FINISH]
+        if device == "cuda":
+            others = [peers.SCIPY, peers.CUCIM, peers.CUPY, peers.MONAI]
+        names = tuple(ours + peers.usable(others, len(task.image_shape), _isotropic(task)))
+        goals = [Goal(maps.COMPACT, peers.SCIPY, 1500 if many else 100), Goal(maps.DENSE_REUSED, peers.SCIPY, None)]
+        if device == "cpu":
+            goals.append(Goal(maps.DENSE_REUSED, maps.EDT_FINISH, 5 if many else 7))
+        else:
+            goals.append(Goal(maps.COMPACT, peers.CUCIM, None))
+        yield Case(
+            "rectified map", task, names, peers.SCIPY, 5 * task.pixels,
+            lambda task=task: maps.rectified_makers(task, device), tuple(goals),
+            4 + 3e-6 * task.pixels + 4e-7 * task.pixels * task.num_classes,
+        )  # fmt: skip
+
+
+def _boundary_cases(scale: str, device: str) -> Iterable[Case]:
+    for task in [task for task in map_tasks(scale) if task.name in ("T1", "T2")]:
+        twice = [name for name, single in maps.TWICE.items() if single in peers.CPU_LIBRARIES]
+        if device == "cuda":
+            twice = [maps.SCIPY_TWICE, *(n for n, single in maps.TWICE.items() if single in peers.GPU_LIBRARIES)]
+        names = [maps.OURS, maps.REUSED, *([maps.EDT_TWICE] if device == "cpu" else [])]
+        for name in twice:
+            names += [name] if peers.usable([maps.TWICE[name]], len(task.image_shape), _isotropic(task)) else []
+        names.append(maps.MONAI_BOUNDARY)
+        peer = maps.EDT_TWICE if device == "cpu" else maps.SCIPY_TWICE
+        goals = (Goal(maps.REUSED, peer, 12), Goal(maps.OURS, peer, None), Goal(maps.REUSED, maps.SCIPY_TWICE, None))
+        yield Case(
+            "boundary map", task, tuple(names), peer, (1 + 4 * task.num_classes) * task.pixels,
+            lambda task=task: maps.boundary_makers(task, device), goals, 4 + 6e-6 * task.pixels,
+        )  # fmt: skip
+
+
+_LOSS_NAMES = (
+    losses.DENSE, losses.COMPACT, losses.RECOMPUTE, losses.EAGER, losses.COMPILED, losses.CROSS_ENTROPY, losses.DICE,
+)  # fmt: skip
+
+
+def _loss_case(
+    task: Task, device: str, dtype: str, layout: str, goals: tuple[Goal, ...], effort: float, compiled: bool
+) -> Case:
+    names = tuple(name for name in _LOSS_NAMES if compiled or name != losses.COMPILED)
+    goals = tuple(goal for goal in goals if compiled or goal.peer != losses.COMPILED)
+    return Case(
+        "loss", task, names, losses.EAGER, losses.loss_bytes(task, dtype)[0],
+        lambda: losses.loss_makers(task, device, dtype, layout), goals, effort, dtype, layout,
+    )  # fmt: skip
+
+
+def _loss_cases(scale: str, device: str) -> Iterable[Case]:
+    for task in loss_tasks(scale):
+        many = task.num_classes > 16
+        goals = (
+            Goal(losses.DENSE, losses.EAGER, 3 if many else 4),
+            Goal(losses.DENSE, losses.COMPILED, 2 if many else 2.5),
+            Goal(losses.COMPACT, losses.CROSS_ENTROPY, 1),
+            Goal(losses.DENSE, "its gradient", 1.05, "memory"),
+            Goal(losses.COMPACT, "its gradient", 1.05, "memory"),
+        )
+        effort = 6 + 2e-7 * task.pixels * task.num_classes
+        yield _loss_case(task, device, "float32", CONTIGUOUS, goals, effort, scale != "tiny" or task.pixels > 4000)
+    for task in loss_grid(scale):
+        for dtype in losses.DTYPES:
+            for layout in (CONTIGUOUS, CHANNELS_LAST):
+                if scale == "quick" and layout == CHANNELS_LAST and dtype != "float32":
+                    continue
+                compared = (Goal(losses.COMPACT, losses.CROSS_ENTROPY, None), Goal(losses.DENSE, losses.COMPILED, None))
+                # Compiling takes 2 seconds and more for every case and number of threads.
+                yield _loss_case(task, device, dtype, layout, compared, 5, scale == "full")
+
+
+def _kernel_cases(scale: str, device: str) -> Iterable[Case]:
+    for task in loss_tasks(scale)[:2]:
+        dense, compact = losses.KERNELS[False, True], losses.KERNELS[True, True]
+        goals = (Goal(dense, COPY, 1.6, "within"), Goal(compact, dense, 1.0, "within"))
+        yield Case(
+            "loss kernel", task, tuple(losses.KERNELS.values()), COPY, 12 * task.num_classes * task.pixels,
+            lambda task=task: losses.kernel_makers(task, device), goals, 3,
+        )  # fmt: skip
+
+
+def _step_cases(scale: str, device: str) -> Iterable[Case]:
+    for task in [task for task in map_tasks(scale) if task.name in ("T1", "T2")[: 1 if scale == "quick" else 2]]:
+        for family in steps.FAMILIES:
+            names = [steps.OURS, steps.PAPER, steps.PAPER_EDT]
+            names += [steps.MONAI_LOSS] if family == "boundary" else []
+            yield Case(
+                f"whole step, {family}", task, tuple(names), steps.PAPER, (1 + 8 * task.num_classes) * task.pixels,
+                lambda task=task, family=family: steps.step_makers(task, family, device),
+                (Goal(steps.OURS, steps.PAPER_EDT, None),), 3 + 6e-6 * task.pixels,
+            )  # fmt: skip
+
+
+def _loader_cases(scale: str, device: str) -> Iterable[Case]:
+    """Maps made in the worker processes of a data loader; they are the same whatever the network runs on."""
+    if device != "cpu":
+        return
+    shape = (8, 32, 32) if scale == "tiny" else (32, 256, 256)
+    task = Task("", "hearts", shape, 4)
+    for workers in (0, 1) if scale == "tiny" else (0, 1, 2):
+        yield Case(
+            f"data loader, {workers} workers", task, (steps.OURS, peers.SCIPY, peers.EDT_PER_CLASS), peers.SCIPY,
+            (1 + 4 * task.num_classes) * task.pixels, lambda workers=workers: steps.loader_makers(task, workers),
+            effort=3, unit="map", threads="all", memory="",
+        )  # fmt: skip
+
+
+# --- scaling ---------------------------------------------------------------------------------------------------
+
+
+def _map_point(task: Task, point: Point, device: str, scale: str) -> Case:
+    work = task.pixels * task.num_classes
+    names = [maps.COMPACT_REUSED]
+    if device == "cpu":
+        names += [maps.EDT_FINISH] if work <= 70_000_000 else []
+        names += [peers.SCIPY] if work <= 5_000_000 else []
+        peer = maps.EDT_FINISH if maps.EDT_FINISH in names else maps.COMPACT_REUSED
+    else:
+        names += [peers.CUCIM] if work <= 70_000_000 else []
+        peer = peers.CUCIM if peers.CUCIM in names else maps.COMPACT_REUSED
+    return Case(
+        f"scaling, {point.curve}", task, tuple(names), peer, 5 * task.pixels,
+        lambda: maps.rectified_makers(task, device), (), 0.7 + 1e-7 * work, point=point, memory="",
+    )  # fmt: skip
+
+
+def _loss_point(task: Task, point: Point, device: str) -> Case:
+    names = [losses.COMPACT, losses.DENSE, losses.EAGER]
+    return Case(
+        f"scaling, {point.curve}", task, tuple(names), losses.EAGER, losses.loss_bytes(task, "float32")[0],
+        lambda: losses.loss_makers(task, device), (), 0.7 + 1e-7 * task.pixels * task.num_classes, point=point,
+        memory="",
+    )  # fmt: skip
+
+
+def _hard_point(task: Task, point: Point, device: str) -> Case:
+    return Case(
+        f"scaling, {point.curve}", task, (maps.REUSED,), maps.REUSED, 5 * task.pixels,
+        lambda: maps.distance_makers(task, device, known=False), (), 0.6 + 1e-7 * task.pixels, point=point,
+        memory="",
+    )  # fmt: skip
+
+
+# From so many pixels on a call is fitted: below, the call itself is what costs.
+_FITTED = 60_000
+_HARD = ("single", "centre", "corner", "checkerboard", "random", "sparse", "circle")
+
+
+def _scaling_cases(scale: str, device: str) -> Iterable[Case]:
+    least = 0 if scale == "tiny" else _FITTED
+    for axes in (2, 3):
+        for task in size_tasks(scale, axes):
+            point = Point(f"map, pixels, {axes}D", "pixels", task.pixels, task.pixels >= least, LINEAR)
+            yield _map_point(task, point, device, scale)
+            # The gradient of 256^3 pixels and 4 classes is 268 MB: no more is learnt from it than from 128^3.
+            if task.pixels <= 5_000_000:
+                point = replace(point, curve=f"loss, pixels, {axes}D")
+                yield _loss_point(task, point, device)
+    for task in class_tasks(scale):
+        yield _map_point(task, Point("map, classes", "classes", task.num_classes), device, scale)
+        yield _loss_point(task, Point("loss, classes", "classes", task.num_classes), device)
+    for task in batch_tasks(scale):
+        yield _map_point(task, Point("map, batch", "batch", task.shape[0]), device, scale)
+        yield _loss_point(task, Point("loss, batch", "batch", task.shape[0]), device)
+    for case in (
+        _map_point(map_tasks(scale)[1], Point("map, threads", "threads", 0), device, scale),
+        _loss_point(loss_tasks(scale)[1], Point("loss, threads", "threads", 0), device),
+    ):
+        if device == "cpu":
+            yield replace(case, threads="sweep")
+    for pattern in _HARD if scale != "tiny" else _HARD[:1]:
+        shapes = {"full": (1024, 2048, 4096), "quick": (512, 1024), "tiny": (16, 32)}[scale]
+        for side in shapes:
+            task = Task(pattern, pattern, (1, side, side), 4 if pattern == "random" else 2)
+            point = Point(f"distance, pixels, {pattern}", "pixels", task.pixels, True, LINEAR)
+            yield _hard_point(task, point, device)
+
+
+_FAMILIES = (
+    _distance_cases, _hard_cases, _rectified_cases, _boundary_cases, _loss_cases, _kernel_cases, _step_cases,
+    _loader_cases, _scaling_cases,
+)  # fmt: skip
+
+
+def cases(scale: str, device: str = "cpu") -> list[Case]:
+    """All cases on `device` ("cpu" or "cuda"), in the order in which they run."""
+    found = [replace(case, device=device) for make in _FAMILIES for case in make(scale, device)]
+    return [_quicker(case) for case in found] if scale == "quick" else found
+
+
+def _quicker(case: Case) -> Case:
+    """A case of a quick run: all threads only but for the main rows, memory of ours and of the peer."""
+    main = case.family in ("distance", "rectified map", "loss kernel") or bool(case.goals and case.family == "loss")
+    grid = case.task.pattern == "random" and case.family == "loss"
+    if case.threads == "1 and all" and (grid or not main):
+        case = replace(case, threads="all")
+    return replace(case, memory="" if grid or not case.memory else "ours")

@@ -1,0 +1,291 @@
+"""Measures cases: the interleaved timing, the memory, the ratios and the curves, all as rows."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib.metadata
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+import rwkernels as rw
+from rwkernels.bench import clock as clocks
+from rwkernels.bench import memory
+from rwkernels.bench.harness import COPY, EFFORTS, FAILED, RIGHT, Contender, Measured, copy_bandwidth
+from rwkernels.bench.harness import copy_contender, interleave, ratio
+from rwkernels.bench.registry import Case, Goal, cases
+from rwkernels.bench.results import Ratio, Row, Run, with_curves
+
+Progress = Callable[[Case, int, float], None]
+"""Called when a case begins and after each part of it: the case, its threads, the effort that is done."""
+
+PACKAGES = (
+    "torch", "numpy", "triton", "scipy", "edt", "monai", "opencv-python-headless", "SimpleITK", "diplib",
+    "cupy-cuda12x", "cupy-cuda13x", "cucim-cu12", "cucim-cu13", "pytest-benchmark",
+)  # fmt: skip
+
+
+def processors() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def thread_counts(case: Case, chosen: Sequence[int] | None = None) -> list[int]:
+    """How many threads a case is measured with."""
+    most = processors()
+    if case.device != "cpu":
+        return [most]
+    if case.threads == "all" and chosen is None:
+        return [most]
+    if case.threads == "sweep":
+        return sorted({min(1 << power, most) for power in range(most.bit_length() + 1)})
+    counts = sorted({1, most}) if chosen is None else list(chosen)
+    return counts[-1:] if case.threads == "all" else counts
+
+
+def devices() -> list[str]:
+    """What is measured here: the CPU, and a GPU where there is one."""
+    return ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+
+
+def all_cases(scale: str) -> list[Case]:
+    """The cases of every device of this machine."""
+    return [case for device in devices() for case in cases(scale, device)]
+
+
+def machine() -> dict[str, Any]:
+    """The machine and the versions, in the shape of pytest-benchmark's `machine_info`."""
+    import cpuinfo  # comes with pytest-benchmark
+
+    cpu = cpuinfo.get_cpu_info()
+    from rwkernels.doctor import instruction_sets
+
+    versions = {"rwkernels": rw.__version__}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = ""
+    found = {
+        "node": "",  # whose machine it is is nobody's business
+        "processor": platform.processor(),
+        "machine": platform.machine(),
+        "python_implementation": platform.python_implementation(),
+        "python_implementation_version": platform.python_version(),
+        "python_version": platform.python_version(),
+        "python_build": list(platform.python_build()),
+        "release": platform.release(),
+        "system": platform.system(),
+        "cpu": {key: cpu.get(key) for key in ("brand_raw", "arch", "count", "l2_cache_size", "l3_cache_size")},
+        "processors": processors(),
+        "instruction_set": instruction_sets()[0],
+        "backends": [str(status) for status in rw.backends()],
+        "versions": versions,
+    }
+    if torch.cuda.is_available():
+        properties = torch.cuda.get_device_properties(0)
+        found["gpu"] = {
+            "name": properties.name,
+            "memory": properties.total_memory,
+            "l2_cache_size": properties.L2_cache_size,
+            "capability": f"{properties.major}.{properties.minor}",
+            **clocks.driver_clocks(torch.device("cuda:0")),
+        }
+    return found
+
+
+def _commit() -> dict[str, Any]:
+    with contextlib.suppress(Exception):
+        from pytest_benchmark.utils import get_commit_info
+
+        info = get_commit_info("rwkernels")
+        return {key: info.get(key) for key in ("id", "time", "dirty", "branch", "project")}
+    return {}
+
+
+# --- one case --------------------------------------------------------------------------------------------------
+
+
+def _base(case: Case, name: str, threads: int) -> Row:
+    point = case.point
+    return Row(
+        case=case.id,
+        family=case.family,
+        task=case.task.title,
+        contender=name,
+        threads=threads,
+        peer=case.peer,
+        device=case.device,
+        shape=case.task.shape,
+        pattern=case.task.pattern,
+        num_classes=case.task.num_classes,
+        spacing=case.task.spacing,
+        dtype=case.dtype,
+        layout=case.layout,
+        moved=case.moved,
+        curve=point.curve if point else "",
+        axis=point.axis if point else "",
+        axis_value=0 if point is None else threads if point.axis == "threads" else point.value,
+        fitted=point.fitted if point else False,
+        limit=point.limit if point else None,
+    )
+
+
+def _comparison(goal: Goal, measured: dict[str, Measured]) -> Ratio | None:
+    ours, peer = measured[goal.ours], measured.get(goal.peer)
+    if peer is None or not (ours.seconds and peer.seconds):
+        return None
+    value, (low, high) = ratio(*((peer, ours) if goal.kind == "faster" else (ours, peer)))
+    return Ratio(goal.peer, value, low, high, goal.kind, goal.goal)
+
+
+def _row(case: Case, contender: Contender, threads: int, measured: dict[str, Measured], tiny: bool) -> Row:
+    """Times, verdict and ratios of one contender."""
+    found = measured[contender.name]
+    row = _base(case, contender.name, threads)
+    row = replace(row, verdict=found.verdict, reason=found.reason, buffer=contender.buffer)
+    row = replace(row, moved=contender.moved or case.moved)
+    if not found.seconds:
+        return row
+    peer, copy = measured[case.peer], measured[COPY]
+    if peer.seconds:
+        value, (low, high) = ratio(peer, found)
+        row = replace(row, ratio=value, ratio_low=low, ratio_high=high)
+    goals = [replace(goal, goal=None if tiny else goal.goal) for goal in case.goals if goal.ours == contender.name]
+    ratios = tuple(r for r in (_comparison(goal, measured) for goal in goals if goal.kind != "memory") if r)
+    # Speed over that of the copy: bytes over time of both.
+    share = ratio(copy, found)[0] * row.moved / case.moved if copy.seconds else None
+    per_second = case.task.shape[0] / found.median if case.unit == "map" else None
+    return replace(row, seconds=tuple(found.seconds), ratios=ratios, share=share, per_second=per_second)
+
+
+def _with_peak(case: Case, row: Row, peaks: dict[str, int], tiny: bool) -> Row:
+    if row.contender not in peaks:
+        return row
+    ratios = row.ratios
+    gradient = case.task.pixels * case.task.num_classes * getattr(torch, case.dtype).itemsize
+    for goal in case.goals:
+        if goal.kind == "memory" and goal.ours == row.contender and not tiny:
+            value = peaks[row.contender] / gradient
+            ratios = (*ratios, Ratio(goal.peer, value, value, value, goal.kind, goal.goal))
+    return replace(row, peak=peaks[row.contender], ratios=ratios)
+
+
+def _gpu_peak(contender: Contender) -> int:
+    contender.prepare()
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    contender.run()
+    torch.cuda.synchronize()
+    return max(torch.cuda.max_memory_allocated() - before, 1)
+
+
+# Seconds of a run from which on two more of them are not worth a peak.
+_SLOW = 1.0
+
+
+def _peaks(
+    case: Case, contenders: Sequence[Contender], rows: Sequence[Row], threads: int, server: memory.Server | None
+) -> dict[str, int]:
+    """Peak memory of those that are right and quick enough to run twice more."""
+    names = sorted({row.contender for row in rows if row.ranked and row.median < _SLOW and row.contender != COPY})
+    if case.memory == "ours":
+        names = [name for name in names if name.startswith("rwkernels") or name == case.peer]
+    if case.memory == "" or not names:
+        return {}
+    if case.device != "cpu":
+        return {contender.name: _gpu_peak(contender) for contender in contenders if contender.name in names}
+    return server.ask(case.id, [name for name in case.names if name in names], threads) if server else {}
+
+
+def measure_case(
+    case: Case,
+    counts: Sequence[int],
+    scale: str,
+    server: memory.Server | None = None,
+    progress: Progress = lambda case, threads, done: None,
+) -> list[Row]:
+    """All rows of a case. An error of the case itself gives rows that say so, not an end of the run."""
+    progress(case, counts[0], 0.0)
+    tiny = scale == "tiny"
+    rows: list[Row] = []
+    try:
+        device = torch.device(case.device)
+        clock = clocks.of(device)
+        contenders = [*case.make(), copy_contender(case.moved, device)]
+        for count in counts:
+            progress(case, count, 0.0)
+            measured = interleave(contenders, count, EFFORTS[scale], clock)
+            state = clock.state()
+            found = [_row(case, contender, count, measured, tiny) for contender in contenders]
+            rows += [replace(row, warm_ups=1 + clock.warm_ups, clocks=state) for row in found]
+            progress(case, count, 0.8 * case.effort)
+        peaks = _peaks(case, contenders, rows, counts[-1], server)
+        rows = [_with_peak(case, row, peaks, tiny) for row in rows]
+    except Exception as error:
+        reason = f"the case cannot be set up: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        rows = [replace(_base(case, name, n), verdict=FAILED, reason=reason) for n in counts for name in case.names]
+    progress(case, counts[-1], 0.2 * case.effort * len(counts))
+    gc.collect()
+    return rows
+
+
+# --- all of them -----------------------------------------------------------------------------------------------
+
+
+def effort(chosen: Sequence[Case], threads: Sequence[int] | None, scale: str) -> float:
+    """Estimated seconds of the cases."""
+    return sum(case.effort * len(thread_counts(case, threads)) for case in chosen) * _FACTOR[scale]
+
+
+_FACTOR = {"full": 1.0, "quick": 0.3, "tiny": 0.1}
+
+
+@contextlib.contextmanager
+def _memory_server(scale: str) -> Iterator[memory.Server | None]:
+    server = None if scale == "tiny" or memory.can_run() else memory.Server(scale)
+    try:
+        yield server
+    finally:
+        if server is not None:
+            server.close()
+
+
+def measure(
+    chosen: Sequence[Case], scale: str, threads: Sequence[int] | None = None, progress: Progress | None = None
+) -> Run:
+    """Measures all `chosen` cases; what there is so far, if the user interrupts."""
+    most = processors()
+    counts = sorted({1, most}) if threads is None else list(threads)
+    size = 1 << 22 if scale == "tiny" else 1 << 28
+    run = Run(
+        scale=scale,
+        machine=machine(),
+        bandwidth={count: copy_bandwidth(count, moved=size) for count in counts},
+        estimated=effort(chosen, threads, scale),
+        commit=_commit(),
+    )
+    with _memory_server(scale) as server:
+        try:
+            for case in chosen:
+                start = time.perf_counter()
+                run.rows += measure_case(
+                    case, thread_counts(case, threads), scale, server, progress or (lambda case, threads, done: None)
+                )
+                run.took[case.id] = time.perf_counter() - start
+        except KeyboardInterrupt:
+            run.interrupted = True
+    run.rows, run.curves = with_curves(run.rows)
+    return run
+
+
+def failures(run: Run) -> list[Row]:
+    """Rows in which this package answers wrongly or not at all."""
+    return [row for row in run.rows if row.ours and row.verdict not in (RIGHT, "missing")]

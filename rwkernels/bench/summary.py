@@ -1,0 +1,168 @@
+"""What a run says in few words: the headline comparisons, the sentence, the losses, the missing and the wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from rwkernels.bench import losses, maps, peers, steps
+from rwkernels.bench.harness import COPY, FAILED, MISSING, WRONG
+from rwkernels.bench.results import Ratio, Row, Run, threads_text
+
+
+@dataclass(frozen=True)
+class Headline:
+    """A comparison that everyone wants to know: `ours` against `peer` in a family of cases."""
+
+    title: str
+    families: tuple[str, ...]
+    ours: str
+    peer: str
+    peer_text: str
+
+
+HEADLINES = (
+    Headline("rectified map from labels", ("rectified map",), maps.COMPACT, peers.SCIPY, "SciPy per image and class"),
+    Headline("dense rectified map, reused buffer", ("rectified map",), maps.DENSE_REUSED, maps.EDT_FINISH, "`edt` + torch"),
+    Headline("boundary map, reused buffer", ("boundary map",), maps.REUSED, maps.EDT_TWICE, "two `edt` calls per class"),
+    Headline("exact distances", ("distance",), maps.OURS, maps.EDT, "`edt`, as many threads"),
+    Headline("exact distances, hard cases", ("hard distance",), maps.OURS, maps.EDT, "`edt`, as many threads"),
+    Headline("loss and gradient, dense map", ("loss",), losses.DENSE, losses.EAGER, "eager `(softmax * map).mean()`"),
+    Headline("loss and gradient, dense map", ("loss",), losses.DENSE, losses.COMPILED, "`torch.compile` of it"),
+    Headline("loss and gradient, compact map", ("loss",), losses.COMPACT, losses.CROSS_ENTROPY, "`F.cross_entropy`"),
+    Headline("labels to gradient, rectified", ("whole step, rectified",), steps.OURS, steps.PAPER, "SciPy per class + eager"),
+    Headline("labels to gradient, boundary", ("whole step, boundary",), steps.OURS, steps.PAPER, "SciPy per class + eager"),
+    Headline(
+        "maps in a data loader", tuple(f"data loader, {n} workers" for n in (0, 1, 2)), steps.OURS, peers.SCIPY,
+        "SciPy per class",
+    ),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Found:
+    """A headline comparison in one case at one number of threads."""
+
+    headline: Headline
+    row: Row
+    ratio: Ratio
+
+
+def against(row: Row, peer: str) -> Ratio | None:
+    """How many times faster than `peer` a row is, if they raced."""
+    for ratio in row.ratios:
+        if ratio.peer == peer and ratio.kind == "faster":
+            return ratio
+    if row.peer == peer and row.ratio is not None and row.ratio_low is not None and row.ratio_high is not None:
+        return Ratio(peer, row.ratio, row.ratio_low, row.ratio_high)
+    return None
+
+
+def found(run: Run, headline: Headline, device: str = "cpu") -> list[Found]:
+    """All that a run says about a headline, in the order of measuring."""
+    rows = [row for row in run.rows if row.family in headline.families and row.contender == headline.ours]
+    if headline.families == ("loss",):
+        rows = [row for row in rows if row.dtype == "float32" and row.layout == "contiguous" and not _of_grid(row)]
+    compared = [(row, against(row, headline.peer)) for row in rows if row.ranked and row.device == device]
+    return [Found(headline, row, ratio) for row, ratio in compared if ratio]
+
+
+def _of_grid(row: Row) -> bool:
+    """Whether a loss row is of the grid over types and layouts, whose labels are noise."""
+    return row.pattern == "random"
+
+
+def best_threads(run: Run) -> int:
+    """The larger number of threads: all of them."""
+    return max((row.threads for row in run.rows if row.device == "cpu"), default=1)
+
+
+def number(value: float) -> str:
+    """A ratio for a reader: three digits, no exponent."""
+    if value != value:
+        return "-"
+    if value >= 100:
+        return f"{value:,.0f}".replace(",", " ")
+    return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def short(value: float) -> str:
+    """The same with two digits, as in a table of a README."""
+    return f"{value:.0f}" if value >= 9.95 else f"{value:.1f}"
+
+
+def span(values: Iterable[float]) -> str:
+    """ "5.6", or "5.6 to 12.9"."""
+    listed = sorted(values)
+    low, high = short(listed[0]), short(listed[-1])
+    return low if low == high else f"{low} to {high}"
+
+
+def sentence(run: Run) -> str:
+    """One sentence: what was found on which machine."""
+    machine = run.machine["cpu"].get("brand_raw") or run.machine.get("processor") or "this machine"
+    count = best_threads(run)
+    parts = []
+    for index, text in (
+        (0, "builds rectified maps {} times faster than SciPy per class"),
+        (5, "computes loss and gradient {} times faster than eager PyTorch"),
+        (8, "takes whole training steps from labels to gradient {} times faster"),
+    ):
+        ratios = [f.ratio.value for f in found(run, HEADLINES[index]) if f.row.threads == count]
+        if ratios:
+            parts.append(text.format(span(ratios)))
+    if not parts:
+        return f"On {machine}, {threads_text(count)}: {len(run.rows)} rows were measured."
+    listed = parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
+    return f"On {machine} with {threads_text(count)}, rwkernels {listed}."
+
+
+def losing(run: Run) -> list[tuple[Row, Ratio]]:
+    """Where this package is slower than somebody it raced against as itself, or misses a goal."""
+    listed = []
+    for row in run.rows:
+        if not row.ours or not row.ranked or "reference" in row.contender:
+            continue
+        ratios = list(row.ratios)
+        if row.ratio is not None and row.peer not in {r.peer for r in ratios} and not row.peer.startswith("rwkernels"):
+            ratios.append(Ratio(row.peer, row.ratio, row.ratio_low or row.ratio, row.ratio_high or row.ratio))
+        for ratio in ratios:
+            slower = ratio.kind == "faster" and ratio.value < 1 and ratio.peer != COPY
+            if ratio.met is False or slower:
+                listed.append((row, ratio))
+    return listed
+
+
+def goals(run: Run) -> tuple[int, int]:
+    """How many goals were met, and how many there are."""
+    verdicts = [ratio.met for row in run.rows for ratio in row.ratios if ratio.met is not None]
+    verdicts += [curve.met for curve in run.curves if curve.met is not None]
+    return sum(verdicts), len(verdicts)
+
+
+def unranked(run: Run) -> list[tuple[str, str, list[Row]]]:
+    """Contenders that were not timed: name, verdict with its reason, and where."""
+    groups: dict[tuple[str, str], list[Row]] = {}
+    order = {WRONG: 0, FAILED: 1, MISSING: 2}
+    for row in sorted(run.rows, key=lambda row: order.get(row.verdict, 3)):
+        if row.verdict in order:
+            groups.setdefault((row.contender, f"{row.verdict}: {row.reason}"), []).append(row)
+    return [(name, reason, rows) for (name, reason), rows in groups.items()]
+
+
+def seconds_text(value: float) -> str:
+    """A time with its unit."""
+    if value != value:
+        return "-"
+    for unit, factor in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
+        if value >= factor:
+            return f"{value / factor:.3g} {unit}" if value / factor < 1000 else f"{value / factor:.0f} {unit}"
+    return f"{value * 1e9:.3g} ns"
+
+
+def bytes_text(value: float) -> str:
+    """Bytes with their unit."""
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if value >= factor:
+            return f"{value / factor:.3g} {unit}"
+    return f"{value:.0f} B"
