@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from benchmarks import sweeps
-from benchmarks.inputs import Task, labels, map_tasks
+from rwkernels.bench.inputs import Task, labels, map_tasks
 
 PROCESSORS, SCHEDULERS, CLOCK, BANDWIDTH = 132, 4, 1.755e9, 3.35e12
 INT_LANES = 64

@@ -39,7 +39,7 @@ def _threads(text: str) -> list[int]:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `rwkernels bench` on `parser`."""
     parser.description = (
-        "Times maps, distances, loss and whole training steps against the libraries that one would otherwise use, after "
+        "Times maps, distances, loss and whole training steps against the libraries one would otherwise use, after "
         "checking every answer. Contenders take turns in one process, so ratios hold on a busy machine too."
     )
     parser.epilog, parser.formatter_class = _EPILOG, argparse.RawDescriptionHelpFormatter
@@ -48,7 +48,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--only", metavar="EXPR", help="regular expression on the names of cases (see --list)")
     parser.add_argument("--threads", metavar="N,M", type=_threads, help="numbers of threads (default: 1 and all)")
     parser.add_argument("--save", type=Path, metavar="DIR", help="write rwkernels-bench.json and rwkernels-bench.html")
-    parser.add_argument("--compare", type=Path, metavar="DIR", help="an earlier run (folder or JSON file) to compare with")
+    parser.add_argument(
+        "--compare", type=Path, metavar="DIR", help="an earlier run (folder or JSON file) to compare with"
+    )
     parser.add_argument("--list", action="store_true", help="print the cases with their contenders, and stop")
     parser.add_argument("--strict", action="store_true", help="exit with 1 if a goal is missed")
     commands = parser.add_subparsers(dest="bench_command", metavar="guard")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import math
 import re
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,12 +19,12 @@ from rwkernels.bench.results import Row, Run, threads_text
 from rwkernels.bench.summary import HEADLINES, best_threads, found, number, seconds_text
 
 # Placeholders that the drawing is made in, and the CSS variables they become.
-TEXT, QUIET, GRID, OURS, PEER, THIRD, FOURTH, FIFTH, OTHER = (
+TEXT, QUIET, GRID, OURS, PEER, THIRD, FOURTH, OTHER, PAPER = (
     "#010203", "#010204", "#010205", "#010206", "#010207", "#010208", "#010209", "#01020a", "#01020b",
 )  # fmt: skip
 VARIABLES = {
     TEXT: "--text", QUIET: "--quiet", GRID: "--grid", OURS: "--ours", PEER: "--peer", THIRD: "--third",
-    FOURTH: "--fourth", FIFTH: "--fifth", OTHER: "--other",
+    FOURTH: "--fourth", OTHER: "--other", PAPER: "--paper",
 }  # fmt: skip
 # Okabe & Ito's palette (2008), told apart with any colour vision; light and dark.
 COLOURS = {
@@ -34,8 +35,8 @@ COLOURS = {
     "--peer": ("#d55e00", "#f0883e"),
     "--third": ("#009e73", "#2fc79a"),
     "--fourth": ("#a8568a", "#e08fc0"),
-    "--fifth": ("#8a6d00", "#f0e442"),
     "--other": ("#8794a0", "#7a8896"),
+    "--paper": ("#ffffff", "#12181e"),
 }
 
 
@@ -57,13 +58,14 @@ WIDE, NARROW = Page("wide", 12.6), Page("narrow", 4.9)
 
 def _figure(page: Page, height: float, rows: int = 1, columns: int = 1) -> tuple[Any, Any]:
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    figure = Figure(figsize=(page.width, height), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.08, h_pad=0.1, hspace=0.06, wspace=0.05)
+    engine = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1, hspace=0.06, wspace=0.05)
+    figure = Figure(figsize=(page.width, height), layout=engine)
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.size": 11.5,
     "text.color": TEXT,
@@ -114,7 +116,9 @@ def standalone(drawn: str) -> str:
     """A file of its own that follows the reader's colour scheme."""
     light = ";".join(f"{name}:{colours[0]}" for name, colours in COLOURS.items())
     dark = ";".join(f"{name}:{colours[1]}" for name, colours in COLOURS.items())
-    style = f"<style>svg{{--font:system-ui,sans-serif;{light}}}@media(prefers-color-scheme:dark){{svg{{{dark}}}}}</style>"
+    style = (
+        f"<style>svg{{--font:system-ui,sans-serif;{light}}}@media(prefers-color-scheme:dark){{svg{{{dark}}}}}</style>"
+    )
     return re.sub(r"(<svg [^>]*>)", rf"\1{style}", drawn, count=1) + "\n"
 
 
@@ -164,7 +168,7 @@ def ratio_bars(run: Run, device: str = "cpu") -> Callable[[Page], Any] | None:
             if page.narrow:
                 title = f"{headline.title}\nagainst {peer}"
                 at += 0.35
-            axes.text(0, at + 0.12, title, transform=beside, weight="bold", va="center", fontsize=11.5)
+            axes.text(0, at + 0.12, title, transform=beside, weight="bold", va="center", fontsize=11.5, bbox=_PLATE)
             at += 1.0 if not page.narrow else 1.15
             for each in listed:
                 _bar(axes, beside, at, each.ratio.value, (each.ratio.low, each.ratio.high), _label(each.row), page)
@@ -181,8 +185,17 @@ def ratio_bars(run: Run, device: str = "cpu") -> Callable[[Page], Any] | None:
     return draw
 
 
+# Keeps grid lines out of words.
+_PLATE = {"facecolor": PAPER, "edgecolor": "none", "pad": 1.5}
+
+
 def _label(row: Row) -> str:
-    return row.family.removeprefix("data loader, ") if row.family.startswith("data loader") else row.task
+    return row.family.removeprefix("data loader, ") if row.family.startswith("data loader") else pretty(row.task)
+
+
+def pretty(text: str) -> str:
+    """Sizes like 2x128^3 with the signs of print."""
+    return re.sub(r"(?<=\d)x(?=\d)", "×", text).replace("^2", "²").replace("^3", "³")
 
 
 def _bar(axes: Any, beside: Any, at: float, value: float, spread: tuple[float, float], label: str, page: Page) -> None:
@@ -194,7 +207,7 @@ def _bar(axes: Any, beside: Any, at: float, value: float, spread: tuple[float, f
     where = max(value, spread[1], 1)
     axes.text(where * 1.06, middle, f"{number(value)}×", va="center", ha="left", fontsize=11, color=TEXT)
     if page.narrow:
-        axes.text(0, at - 0.24, label, transform=beside, va="center", fontsize=10, color=QUIET)
+        axes.text(0, at - 0.24, label, transform=beside, va="center", fontsize=10, color=QUIET, bbox=_PLATE)
     else:
         axes.text(0.012, at, label, transform=beside, va="center", fontsize=11, color=QUIET)
 
@@ -225,12 +238,11 @@ def time_bars(run: Run, device: str = "cpu") -> Callable[[Page], Any] | None:
         columns = 1 if page.narrow else 2
         lines = math.ceil(len(faces) / columns)
         longest = [max(len(rows) for _, rows in faces[i * columns : (i + 1) * columns]) for i in range(lines)]
-        figure, panels = _figure(page, sum(0.3 * n + 0.95 for n in longest), lines, columns)
+        figure, panels = _figure(page, sum((0.43 if page.narrow else 0.3) * n + 0.95 for n in longest), lines, columns)
         for axes in panels.flat[len(faces) :]:
             axes.set_visible(False)
         for axes, (case, rows) in zip(panels.flat, faces, strict=False):
             _contenders(axes, case, rows, page)
-        figure.get_layout_engine().set(w_pad=0.12)
         return figure
 
     return draw
@@ -240,28 +252,37 @@ def _contenders(axes: Any, case: str, rows: Sequence[Row], page: Page) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     timed = sorted((row for row in rows if row.ranked), key=lambda row: row.median)
-    rest = [row for row in rows if not row.ranked]
+    listed = [*timed, *(row for row in rows if not row.ranked)]
     least = timed[0].median / 2.5 if timed else 1e-4
-    for at, row in enumerate(timed):
-        colour = OURS if row.ours else QUIET if row.contender == COPY else OTHER
-        axes.barh(at, row.median, height=0.62, color=colour, alpha=0.9)
-        axes.plot(row.quartiles, [at, at], color=TEXT, linewidth=1.3)
-        axes.text(row.median * 1.12, at, seconds_text(row.median), va="center", fontsize=10.5)
-    for at, row in enumerate(rest, len(timed)):
-        axes.text(least * 1.1, at, row.verdict, va="center", fontsize=10.5, color=PEER, weight="bold")
-    axes.set_yticks(range(len(rows)), [row.contender for row in (*timed, *rest)], fontsize=10.5)
-    for tick, row in zip(axes.get_yticklabels(), (*timed, *rest), strict=True):
-        tick.set_color(TEXT if row.ours else QUIET)
+    for at, row in enumerate(listed):
+        middle = at + (0.2 if page.narrow else 0)
+        if row.ranked:
+            colour = OURS if row.ours else QUIET if row.contender == COPY else OTHER
+            axes.barh(middle, row.median, height=0.62 if not page.narrow else 0.4, color=colour, alpha=0.9)
+            axes.plot(row.quartiles, [middle, middle], color=TEXT, linewidth=1.3)
+            end = max(row.median, row.quartiles[1])
+            axes.text(end * 1.12, middle, seconds_text(row.median), va="center", fontsize=10.5)
+        else:
+            axes.text(least * 1.1, middle, row.verdict, va="center", fontsize=10.5, color=PEER, weight="bold")
+        if page.narrow:
+            colour = TEXT if row.ours else QUIET
+            axes.text(0, at - 0.24, row.contender, transform=axes.get_yaxis_transform(), va="center", fontsize=10,
+                      color=colour, bbox=_PLATE)  # fmt: skip
+    axes.set_yticks([] if page.narrow else range(len(rows)))
+    if not page.narrow:
+        axes.set_yticklabels([row.contender for row in listed], fontsize=10.5)
+        for tick, row in zip(axes.get_yticklabels(), listed, strict=True):
+            tick.set_color(TEXT if row.ours else QUIET)
     axes.set_xscale("log")
     axes.set_xlim(least, (timed[-1].median if timed else 1e-3) * 6)
-    axes.invert_yaxis()
-    axes.xaxis.set_major_locator(LogLocator(numticks=5 if page.narrow else 7))
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.xaxis.set_major_locator(LogLocator(numticks=5 if page.narrow else 6))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: seconds_text(value)))
     axes.grid(visible=False, axis="y")
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
-    axes.set_title(case, loc="left", x=0 if not page.narrow else -0.35, fontsize=11.5)
+    axes.set_title(pretty(case), loc="left", fontsize=11.5)
 
 
 # --- scaling ---------------------------------------------------------------------------------------------------
@@ -332,7 +353,9 @@ def _curve(axes: Any, panel: str, lines: dict[str, list[Row]]) -> None:
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: seconds_text(value)))
     family, axis, *rest = panel.split(", ")
-    axes.set_title(f"{'rectified map' if family == 'map' else 'loss and gradient'}, {axis}{' ' + rest[0] if rest else ''}")
+    axes.set_title(
+        f"{'rectified map' if family == 'map' else 'loss and gradient'}, {axis}{' ' + rest[0] if rest else ''}"
+    )
     axes.legend(loc="upper left", fontsize=9.5, labelcolor=QUIET, handlelength=2.2, borderaxespad=0.1)
 
 
@@ -349,10 +372,11 @@ def roofline(run: Run, device: str = "cpu") -> Callable[[Page], Any] | None:
         ("everyone else", OTHER, "x", ("loss", "distance", "rectified map", "boundary map", "hard distance",
                                        "whole step, rectified", "whole step, boundary"), False),
     )  # fmt: skip
-    rows = [r for r in run.rows if r.ranked and r.threads == count and r.device == device and "reference" not in r.contender]
+    rows = [
+        r for r in run.rows if r.ranked and r.threads == count and r.device == device and "reference" not in r.contender
+    ]
     rows = [row for row in rows if row.contender != COPY and any(row.family in kind[3] for kind in kinds)]
-    copies = sorted((r.moved, r.median) for r in run.rows if r.contender == COPY and r.threads == count and r.ranked
-                    and r.device == device)  # fmt: skip
+    copies = _copies([r for r in run.rows if r.contender == COPY and r.threads == count and r.device == device])
     if not rows or not copies:
         return None
 
@@ -360,7 +384,9 @@ def roofline(run: Run, device: str = "cpu") -> Callable[[Page], Any] | None:
         from matplotlib.ticker import FuncFormatter, NullLocator
 
         figure, ((axes,),) = _figure(page, 5.6 if not page.narrow else 5.4)
-        axes.plot(*zip(*copies, strict=True), color=TEXT, linewidth=1.6, label="a copy of as many bytes, measured in turns")
+        axes.plot(
+            *zip(*copies, strict=True), color=TEXT, linewidth=1.6, label="a copy of as many bytes, measured in turns"
+        )
         for label, colour, marker, families, own in kinds:
             points = [(row.moved, row.median) for row in rows if row.family in families and row.ours == own]
             if points:
@@ -380,6 +406,18 @@ def roofline(run: Run, device: str = "cpu") -> Callable[[Page], Any] | None:
         return figure
 
     return draw
+
+
+def _copies(rows: Sequence[Row]) -> list[tuple[float, float]]:
+    """Copies of similarly many bytes, four groups a decade, each as its median."""
+    groups: dict[int, list[tuple[float, float]]] = {}
+    for row in rows:
+        if row.ranked:
+            groups.setdefault(round(4 * math.log10(row.moved)), []).append((row.moved, row.median))
+    return [
+        (statistics.median(x for x, _ in group), statistics.median(y for _, y in group))
+        for _, group in sorted(groups.items())
+    ]
 
 
 def _bytes(value: float) -> str:

@@ -17,7 +17,9 @@ WARM_UPS = 3
 class Clock(Protocol):
     """Takes the time of one run."""
 
-    warm_ups: int
+    @property
+    def warm_ups(self) -> int:
+        """Runs before the first timed one, besides the checked one."""
 
     def measure(self, run: Callable[[], Any], prepare: Callable[[], None]) -> tuple[float, Any]:
         """Seconds of `run`, with `prepare` before it outside the timing, and what `run` returned."""
@@ -47,13 +49,13 @@ class HostClock:
 class Event(Protocol):
     """What is used of `torch.cuda.Event`."""
 
-    def record(self) -> None:
+    def record(self) -> Any:
         """Notes the time when the stream gets here."""
 
-    def synchronize(self) -> None:
+    def synchronize(self) -> Any:
         """Waits until the stream got here."""
 
-    def elapsed_time(self, other: Event) -> float:
+    def elapsed_time(self, other: Any, /) -> Any:
         """Milliseconds from this event to `other`."""
 
 
@@ -81,7 +83,7 @@ class StreamClock:
         result = run()
         stop.record()
         stop.synchronize()
-        return start.elapsed_time(stop) / 1e3, result
+        return float(start.elapsed_time(stop)) / 1e3, result
 
     def state(self) -> dict[str, Any]:
         """Clock rates and temperature, as the driver reports them."""
@@ -101,7 +103,12 @@ def driver_clocks(device: torch.device) -> dict[str, Any]:
     """What `nvidia-smi` says about the clocks of `device`; empty where it is not to be had."""
     identity = str(torch.cuda.get_device_properties(device).uuid)
     name = identity if identity.startswith("GPU-") else f"GPU-{identity}"
-    command = ["nvidia-smi", f"--id={name}", f"--query-gpu={','.join(_QUERIES.values())}", "--format=csv,noheader,nounits"]
+    command = [
+        "nvidia-smi",
+        f"--id={name}",
+        f"--query-gpu={','.join(_QUERIES.values())}",
+        "--format=csv,noheader,nounits",
+    ]
     try:
         printed = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout
     except (OSError, subprocess.SubprocessError):

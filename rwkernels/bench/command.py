@@ -63,11 +63,11 @@ def save(run: Run, folder: Path, changes: Sequence[compare.Change] = ()) -> list
     return paths
 
 
-def _list(chosen: Sequence[Case], threads: Sequence[int] | None, scale: str) -> None:
+def _list(chosen: Sequence[Case], threads: Sequence[int] | None) -> None:
     for case in chosen:
         counts = ", ".join(map(str, session.thread_counts(case, threads)))
         print(f"{case.id}  (threads {counts}; against {case.peer})\n    {'; '.join(case.names)}")
-    total = session.effort(chosen, threads, scale)
+    total = session.effort(chosen, threads)
     print(f"{len(chosen)} cases, estimated {total / 60:.1f} minutes")
 
 
@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
     except ValueError as error:
         return _problem(str(error))
     if args.list:
-        _list(chosen, args.threads, scale)
+        _list(chosen, args.threads)
         return 0
     missing = _native_is_missing()
     if missing and scale != "tiny":
@@ -102,8 +102,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _measure(chosen: Sequence[Case], scale: str, args: argparse.Namespace, earlier: Run | None) -> int:
-    console = Console(highlight=False)
-    total = session.effort(chosen, args.threads, scale)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
+    total = session.effort(chosen, args.threads)
     threads = args.threads or sorted({1, session.processors()})
     told = " and ".join(threads_text(count) for count in threads)
     console.print(f"{len(chosen)} cases on {told}, estimated {total / 60:.1f} minutes", soft_wrap=True)

@@ -35,7 +35,7 @@ class Change:
 
     @property
     def verdict(self) -> str:
-        """ "slower", "faster" or "same"."""
+        """One of "slower", "faster" and "same"."""
         ratio = self.ratio
         if ratio is None:
             change = 1 / self.time

@@ -133,7 +133,6 @@ def prepare(core: str, row: str) -> Prepared:
 
 
 if __name__ == "__main__":
-    _, core, row, runs = sys.argv
-    prepared = prepare(core, row)
-    for _ in range(int(runs)):
+    prepared = prepare(*sys.argv[1:3])
+    for _ in range(int(sys.argv[3])):
         prepared.run()

@@ -88,6 +88,8 @@ EFFORTS = {
 }
 # So many runs are enough for the median of a turn.
 MOST_RUNS = 100
+
+
 def _set_threads(count: int) -> None:
     """For torch (and what follows it: this package, `edt` as it is called here) and for the peers that are loaded."""
     torch.set_num_threads(count)
@@ -147,9 +149,9 @@ def interleave(
     contenders: Sequence[Contender], threads: int, effort: Effort, clock: Clock | None = None
 ) -> dict[str, Measured]:
     """Checks every contender, then times them in turns: A B C, A B C, ..."""
-    clock = clock or clocks.HostClock()
+    timer: Clock = clock or clocks.HostClock()
     with quiet(threads):
-        first = {contender.name: _first_run(contender, clock) for contender in contenders}
+        first = {contender.name: _first_run(contender, timer) for contender in contenders}
         measured = {name: Measured(name, [], verdict, reason) for name, (_, verdict, reason) in first.items()}
         racing = []
         for contender in contenders:
@@ -163,7 +165,7 @@ def interleave(
         for turn in range(turns):
             for contender in racing:
                 if first[contender.name][0] < effort.slow or turn < 3:
-                    measured[contender.name].seconds.append(_turn(contender, effort.turn, clock))
+                    measured[contender.name].seconds.append(_turn(contender, effort.turn, timer))
     return measured
 
 

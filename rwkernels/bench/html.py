@@ -1,4 +1,4 @@
-"""The report: one HTML file that needs nothing else, without JavaScript, for wide and narrow screens, light and dark."""
+"""The report: one HTML file that needs nothing else, no JavaScript, for wide and narrow screens, light and dark."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def _tiles(run: Run) -> str:
     ):
         ratios = [f.ratio.value for f in found(run, HEADLINES[index]) if f.row.threads == count]
         if ratios:
-            tiles.append(f'<li><b>{span(ratios).replace(" to ", "–")}×</b><span>{escape(text)}</span></li>')
+            tiles.append(f"<li><b>{span(ratios).replace(' to ', '–')}×</b><span>{escape(text)}</span></li>")
     return f'<ul class="tiles">{"".join(tiles)}</ul>' if tiles else ""
 
 
@@ -83,9 +83,9 @@ def _table(head: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]], left:
     """A table; every row comes with its class, cells are HTML already."""
 
     def line(tag: str, values: Sequence[str]) -> str:
-        return "".join(f'<{tag}{"" if i in left else " class=n"}>{value}</{tag}>' for i, value in enumerate(values))
+        return "".join(f"<{tag}{'' if i in left else ' class=n'}>{value}</{tag}>" for i, value in enumerate(values))
 
-    body = "".join(f'<tr{f" class={kind}" if kind else ""}>{line("td", values)}</tr>' for kind, values in rows)
+    body = "".join(f"<tr{f' class={kind}' if kind else ''}>{line('td', values)}</tr>" for kind, values in rows)
     return f'<div class="scroll"><table><thead><tr>{line("th", head)}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
@@ -106,7 +106,7 @@ def _case_table(case: str, rows: Sequence[Row]) -> str:
     about = f"labels {shape}, {first.num_classes} classes, {first.dtype}, {first.layout}; ratios against {first.peer}"
     head = [*COLUMNS, "goal"]
     table = _table(head, lines, (0, len(COLUMNS) - 1, len(COLUMNS)))
-    return f"<h3>{escape(case)}</h3><p class=note>{escape(about)}</p>{table}"
+    return f"<h3>{escape(charts.pretty(case))}</h3><p class=note>{escape(about)}</p>{table}"
 
 
 def _tables(run: Run) -> str:
@@ -130,7 +130,15 @@ def _curves(run: Run) -> str:
         met = "" if curve.met is None else " ✓" if curve.met else " missed"
         limit = "" if curve.limit is None else f"≤ {curve.limit:g}{met}"
         reach = f"{curve.first:,} to {curve.last:,}".replace(",", " ")
-        values = [curve.curve, curve.contender, curve.threads or "all", f"{curve.exponent:.2f}{error}", limit, curve.points, reach]
+        values = [
+            curve.curve,
+            curve.contender,
+            curve.threads or "all",
+            f"{curve.exponent:.2f}{error}",
+            limit,
+            curve.points,
+            reach,
+        ]
         lines.append(("ours" if limit else "", [escape(value) for value in values]))
     head = ("curve", "contender", "threads", "exponent", "limit", "points", "fitted from")
     table = _table(head, lines, (0, 1))
@@ -146,8 +154,14 @@ def _losing(run: Run) -> str:
         goal = "" if ratio.goal is None else f"{SIGNS[ratio.kind]} {ratio.goal:g}"
         cell = [row.case, row.contender, threads_text(row.threads), ratio_text(ratio), goal]
         lines.append(("bad", [escape(value) for value in cell]))
-    table = _table(("case", "contender", "threads", "found", "goal"), lines, (0, 1, 2, 3))
-    return f'<section id="losing"><h2>Where it loses, or misses a goal</h2>{table}</section>'
+    table = _table(("case", "contender", "threads", "found", "goal"), lines, (0, 1, 2, 3, 4))
+    if len(lines) > 12:
+        table = f"<details><summary>all of them <span>{len(lines)}</span></summary>{table}</details>"
+    note = (
+        "Every row of this package that is slower than somebody it raced, or that misses a goal. Small inputs lose to "
+        "the cost of the call itself."
+    )
+    return f'<section id="losing"><h2>Where it loses, or misses a goal</h2><p class="note">{note}</p>{table}</section>'
 
 
 def _unranked(run: Run) -> str:
@@ -189,12 +203,16 @@ def machine_lines(run: Run) -> list[tuple[str, str]]:
     ]
     if "gpu" in machine:
         gpu = machine["gpu"]
-        clocks = ", ".join(f"{k} {gpu[k]}" for k in ("sm_clock_mhz", "sm_clock_max_mhz", "memory_clock_mhz") if k in gpu)
+        clocks = ", ".join(
+            f"{k} {gpu[k]}" for k in ("sm_clock_mhz", "sm_clock_max_mhz", "memory_clock_mhz") if k in gpu
+        )
         listed.insert(1, ("GPU", f"{gpu['name']}, {bytes_text(gpu['memory'])}; {clocks}"))
     else:
         listed.insert(1, ("GPU", "none, so there are no rows of one"))
     took = sum(run.took.values())
-    listed.append(("this run", f"{run.when[:10]}, {run.scale}, {took / 60:.1f} minutes (estimated {run.estimated / 60:.0f})"))
+    listed.append(
+        ("this run", f"{run.when[:10]}, {run.scale}, {took / 60:.1f} minutes (estimated {run.estimated / 60:.0f})")
+    )
     return listed
 
 
@@ -205,14 +223,16 @@ def _machine(run: Run) -> str:
 
 
 METHOD = (
-    "Contenders of a case take turns (A B C, A B C, …) in one process, so whatever else the machine does hits them all. "
-    "A turn is one run, or the median of as many as fit into 20 ms. Ratios are those of the medians; their spread is the "
-    "quartiles of the ratios turn by turn. Slow contenders take three turns (from {slow} s) or one (from {once} s).",
+    "Contenders of a case take turns (A B C, A B C, …) in one process, so whatever else the machine does hits them "
+    "all. A turn is one run, or the median of as many as fit into 20 ms. Ratios are those of the medians; their spread "
+    "is the quartiles of the ratios turn by turn. Slow contenders take three turns (from {slow} s) or one "
+    "(from {once} s).",
     "Every answer is checked before it is timed: distances and maps against SciPy or a closed form, or against an "
     "independent implementation where SciPy would take minutes; losses and gradients against float64.",
-    "What a library needs in another form (one-hot masks, its own image type, labels + 1) is made before and not timed. "
-    "All libraries are set to the same number of threads; SciPy has one only. OpenCV, SimpleITK and DIPlib are asked for "
-    "exact distances and for a border that is no boundary.",
+    "What a library needs in another form (one-hot masks, its own image type, labels + 1) is made before and not "
+    "timed. All libraries are set to the same number of threads; SciPy has one only. OpenCV, SimpleITK and "
+    "DIPlib are asked "
+    "for exact distances and for a border that is no boundary.",
     "“Of copy”: the least that must be read and written, over the time, as a share of the speed of a copy of as "
     "many bytes that takes turns with the others. “Peak”: memory at the peak of a run beyond its inputs, in a "
     "process of its own. Fresh and reused buffers are separate rows.",
@@ -243,19 +263,20 @@ def _device_charts(run: Run, device: str) -> str:
             ),
             _chart(
                 f"times{tag}", f"Who takes how long{where}",
-                f"Median time of everyone on the same input, {threads}, on logarithmic axes. The copy is of as many bytes as "
-                "must be read and written.",
+                f"Median time of everyone on the same input, {threads}, on logarithmic axes. The copy is of "
+                f"as many bytes "
+                "as must be read and written.",
                 charts.time_bars(run, device),
             ),
             _chart(
                 f"scaling{tag}", f"How the cost grows{where}",
-                "Time against size on logarithmic axes; an exponent of 1 means that twice as much takes twice as long, 0 "
-                "that it costs nothing more.",
+                "Time against size on logarithmic axes; an exponent of 1 means that twice as much takes twice as long, "
+                "0 that it costs nothing more.",
                 charts.curves(run, device),
             ),
             _chart(
                 f"roofline{tag}", f"How close to the limit{where}",
-                "Nobody can be faster than reading the inputs and writing the results. On the line: as fast as copying.",
+                "Nobody is faster than reading the inputs and writing the results. On the line: as fast as copying.",
                 charts.roofline(run, device),
             ),
         )

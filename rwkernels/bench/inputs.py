@@ -260,12 +260,13 @@ def loss_grid(scale: str) -> tuple[Task, ...]:
 @cache
 def size_tasks(scale: str, axes: int, pattern: str = "blobs") -> tuple[Task, ...]:
     """One image, side doubled again and again."""
-    few = {2: (64, 128, 256, 512, 1024), 3: (32, 64)}
-    sides = {
+    few = {2: (128, 512, 1024), 3: (32, 64)}
+    sizes: dict[str, dict[int, tuple[int, ...]]] = {
         "full": {2: (64, 128, 256, 512, 1024, 2048, 4096), 3: (32, 64, 128, 256)},
         "quick": few,
         "tiny": {2: (16, 32), 3: (8, 16)},
-    }[scale][axes]
+    }
+    sides = sizes[scale][axes]
     k = 4 if pattern in ("blobs", "random") else 2
     return tuple(Task("", pattern, (1, *[side] * axes), k) for side in sides)
 
@@ -273,16 +274,22 @@ def size_tasks(scale: str, axes: int, pattern: str = "blobs") -> tuple[Task, ...
 @cache
 def class_tasks(scale: str) -> tuple[Task, ...]:
     """One volume cut into more and more classes."""
-    side, counts = {
+    choices: dict[str, tuple[int, tuple[int, ...]]] = {
         "full": (64, (2, 4, 8, 16, 32, 64, 128, 256)),
-        "quick": (32, (2, 8, 32, 128)),
+        "quick": (32, (2, 16, 128)),
         "tiny": (12, (2, 4)),
-    }[scale]
+    }
+    side, counts = choices[scale]
     return tuple(Task("", "parcels", (1, side, side, side), k) for k in counts)
 
 
 @cache
 def batch_tasks(scale: str) -> tuple[Task, ...]:
     """More and more slices of 256^2."""
-    side, counts = {"full": (256, (1, 2, 4, 8, 16, 32)), "quick": (256, (1, 4, 16)), "tiny": (16, (1, 2))}[scale]
+    choices: dict[str, tuple[int, tuple[int, ...]]] = {
+        "full": (256, (1, 2, 4, 8, 16, 32)),
+        "quick": (256, (1, 8)),
+        "tiny": (16, (1, 2)),
+    }
+    side, counts = choices[scale]
     return tuple(Task("", "hearts", (count, side, side), 4) for count in counts)

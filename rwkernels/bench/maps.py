@@ -155,7 +155,7 @@ def _per_class_map(name: str, task: Task, device: str, check: Check) -> Contende
     masks = truth.one_hot(task)
     images = [library.prepare(image, task.spacing) for image in masks]
     if library.device == "cuda":
-        return Contender(name, _gpu_per_class_map(library, images, masks.shape, task), check, buffer="fresh")
+        return Contender(name, gpu_per_class_map(library, images, masks.shape, device), check, buffer="fresh")
 
     def run() -> Tensor:
         maps = np.zeros(masks.shape, np.float32)
@@ -168,16 +168,16 @@ def _per_class_map(name: str, task: Task, device: str, check: Check) -> Contende
     return Contender(name, run, check, buffer="fresh")
 
 
-def _gpu_per_class_map(
-    library: peers.Library, images: list[Any], shape: tuple[int, ...], task: Task
+def gpu_per_class_map(
+    library: peers.Library, images: list[Any], shape: tuple[int, ...], device: str
 ) -> Callable[[], Tensor]:
+    """The same where images and distances live on a GPU."""
+
     def run() -> Tensor:
-        cupy = importlib.import_module("cupy")
-        maps = torch.zeros(shape, device="cuda")
-        with peers.on_torch_stream(cupy, maps.device):
-            for channels, image in zip(maps, images, strict=True):
-                for channel, distance in zip(channels, library.distances(image), strict=True):
-                    channel.copy_(distance).div_(-(channel.amax() + 1e-15))
+        maps = torch.zeros(shape, device=device)
+        for channels, image in zip(maps, images, strict=True):
+            for channel, distance in zip(channels, library.distances(image), strict=True):
+                channel.copy_(distance).div_(-(channel.amax() + 1e-15))
         return maps.masked_fill_(maps == 0, 1)
 
     return run
@@ -255,7 +255,7 @@ def rectified_makers(task: Task, device: str) -> dict[str, Maker]:
 # --- boundary maps ---------------------------------------------------------------------------------------------
 
 
-def _twice_per_class(name: str, library: peers.Library, task: Task, device: str, check: Check) -> Contender:
+def twice_per_class(name: str, library: peers.Library, task: Task, device: str, check: Check) -> Contender:
     """Outside minus inside, two transforms for every image and class (Eq. 3); every class has to be present."""
     if library.missing:
         return absent(name, library.missing)
@@ -316,12 +316,12 @@ def boundary_makers(task: Task, device: str) -> dict[str, Maker]:
     makers: dict[str, Maker] = {
         OURS: lambda: ours(OURS, None),
         REUSED: lambda: ours(REUSED, torch.empty(shape, device=device)),
-        EDT_TWICE: lambda: _twice_per_class(EDT_TWICE, peers.CPU_LIBRARIES[peers.EDT_PER_CLASS], task, device, check),
+        EDT_TWICE: lambda: twice_per_class(EDT_TWICE, peers.CPU_LIBRARIES[peers.EDT_PER_CLASS], task, device, check),
         MONAI_BOUNDARY: lambda: _monai_boundary(task, device),
     }
     for name, single in TWICE.items():
         if device == "cuda" or single in peers.CPU_LIBRARIES:
-            makers[name] = bound(_twice_per_class, name, peers.library(single, device), task, device, check)
+            makers[name] = bound(twice_per_class, name, peers.library(single, device), task, device, check)
     return makers
 
 

@@ -143,9 +143,9 @@ def _on_cupy(masks: Mask, spacing: Spacing) -> tuple[Any, Spacing]:
     return importlib.import_module("cupy").asarray(masks), spacing
 
 
-def on_torch_stream(module: Any, device: torch.device) -> Any:
+def on_torch_stream() -> Any:
     """CuPy's context in which it launches on torch's current stream."""
-    return module.cuda.ExternalStream(torch.cuda.current_stream(device).cuda_stream)
+    return importlib.import_module("cupy").cuda.ExternalStream(torch.cuda.current_stream().cuda_stream)
 
 
 def _cupy_like(transform_of: str) -> Callable[[tuple[Any, Spacing]], Iterator[Any]]:
@@ -153,7 +153,9 @@ def _cupy_like(transform_of: str) -> Callable[[tuple[Any, Spacing]], Iterator[An
         transform = importlib.import_module(transform_of).distance_transform_edt
         masks, spacing = given
         for mask in masks:
-            yield torch.as_tensor(transform(mask, sampling=spacing, float64_distances=False))
+            with on_torch_stream():
+                found = transform(mask, sampling=spacing, float64_distances=False)
+            yield torch.as_tensor(found)
 
     return distances
 
@@ -169,6 +171,8 @@ def _monai_cuda(given: tuple[Any, Spacing]) -> Iterator[Any]:
     return iter(transform(masks, sampling=None if spacing is None else list(spacing)))
 
 
+_CUCIM = "cucim.core.operations.morphology"
+
 CPU_LIBRARIES = {
     library.name: library
     for library in (
@@ -183,7 +187,7 @@ CPU_LIBRARIES = {
 GPU_LIBRARIES = {
     library.name: library
     for library in (
-        Library(CUCIM, "cucim.core.operations.morphology", _on_cupy, _cupy_like("cucim.core.operations.morphology"), device="cuda"),
+        Library(CUCIM, _CUCIM, _on_cupy, _cupy_like(_CUCIM), device="cuda"),
         Library(CUPY, "cupyx.scipy.ndimage", _on_cupy, _cupy_like("cupyx.scipy.ndimage"), device="cuda"),
         Library(MONAI, "monai.transforms.utils", _monai_tensors, _monai_cuda, device="cuda"),
     )

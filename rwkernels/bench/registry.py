@@ -23,6 +23,7 @@ from rwkernels.bench.inputs import (
     size_tasks,
 )
 
+bound = maps.bound
 Makers = Callable[[], dict[str, maps.Maker]]
 # Time per pixel may grow by this power of the number of pixels: a little above linear, as caches end somewhere.
 LINEAR = 1.1
@@ -32,8 +33,8 @@ LINEAR = 1.1
 class Goal:
     """What is wanted of `ours` against `peer`.
 
-    `kind` is "faster" (peer over ours, at least the goal), "within" (ours over peer, at most the goal) or "memory" (peak
-    memory over the bytes of `peer`, which is the gradient).
+    `kind` is "faster" (peer over ours, at least the goal), "within" (ours over peer, at most the goal) or "memory"
+    (peak memory over the bytes of `peer`, which is the gradient).
     """
 
     ours: str
@@ -102,7 +103,7 @@ def _distance_cases(scale: str, device: str) -> Iterable[Case]:
         effort = 2.5 + 3e-7 * task.pixels
         yield Case(
             "distance", task, names, maps.EDT, 5 * task.pixels,
-            lambda task=task: maps.distance_makers(task, device, known=True),
+            bound(maps.distance_makers, task, device, known=True),
             (Goal(maps.OURS, maps.EDT, 8),), effort,
         )  # fmt: skip
 
@@ -114,7 +115,7 @@ def _hard_cases(scale: str, device: str) -> Iterable[Case]:
             names += [peers.SCIPY, peers.OPENCV, peers.SIMPLEITK, peers.DIPLIB]
         yield Case(
             "hard distance", task, tuple(names), maps.EDT, 5 * task.pixels,
-            lambda task=task: maps.distance_makers(task, device, known=False),
+            bound(maps.distance_makers, task, device, known=False),
             (Goal(maps.OURS, maps.EDT, 4),), 2.5 + 3e-7 * task.pixels,
         )  # fmt: skip
 
@@ -139,7 +140,7 @@ def _rectified_cases(scale: str, device: str) -> Iterable[Case]:
             goals.append(Goal(maps.COMPACT, peers.CUCIM, None))
         yield Case(
             "rectified map", task, names, peers.SCIPY, 5 * task.pixels,
-            lambda task=task: maps.rectified_makers(task, device), tuple(goals),
+            bound(maps.rectified_makers, task, device), tuple(goals),
             4 + 3e-6 * task.pixels + 4e-7 * task.pixels * task.num_classes,
         )  # fmt: skip
 
@@ -157,7 +158,7 @@ def _boundary_cases(scale: str, device: str) -> Iterable[Case]:
         goals = (Goal(maps.REUSED, peer, 12), Goal(maps.OURS, peer, None), Goal(maps.REUSED, maps.SCIPY_TWICE, None))
         yield Case(
             "boundary map", task, tuple(names), peer, (1 + 4 * task.num_classes) * task.pixels,
-            lambda task=task: maps.boundary_makers(task, device), goals, 4 + 6e-6 * task.pixels,
+            bound(maps.boundary_makers, task, device), goals, 4 + 6e-6 * task.pixels,
         )  # fmt: skip
 
 
@@ -205,7 +206,7 @@ def _kernel_cases(scale: str, device: str) -> Iterable[Case]:
         goals = (Goal(dense, COPY, 1.6, "within"), Goal(compact, dense, 1.0, "within"))
         yield Case(
             "loss kernel", task, tuple(losses.KERNELS.values()), COPY, 12 * task.num_classes * task.pixels,
-            lambda task=task: losses.kernel_makers(task, device), goals, 3,
+            bound(losses.kernel_makers, task, device), goals, 3,
         )  # fmt: skip
 
 
@@ -216,7 +217,7 @@ def _step_cases(scale: str, device: str) -> Iterable[Case]:
             names += [steps.MONAI_LOSS] if family == "boundary" else []
             yield Case(
                 f"whole step, {family}", task, tuple(names), steps.PAPER, (1 + 8 * task.num_classes) * task.pixels,
-                lambda task=task, family=family: steps.step_makers(task, family, device),
+                bound(steps.step_makers, task, family, device),
                 (Goal(steps.OURS, steps.PAPER_EDT, None),), 3 + 6e-6 * task.pixels,
             )  # fmt: skip
 
@@ -225,12 +226,12 @@ def _loader_cases(scale: str, device: str) -> Iterable[Case]:
     """Maps made in the worker processes of a data loader; they are the same whatever the network runs on."""
     if device != "cpu":
         return
-    shape = (8, 32, 32) if scale == "tiny" else (32, 256, 256)
-    task = Task("", "hearts", shape, 4)
-    for workers in (0, 1) if scale == "tiny" else (0, 1, 2):
+    shapes = {"full": (32, 256, 256), "quick": (8, 256, 256), "tiny": (8, 32, 32)}
+    task = Task("", "hearts", shapes[scale], 4)
+    for workers in {"full": (0, 1, 2), "quick": (0, 2), "tiny": (0, 1)}[scale]:
         yield Case(
             f"data loader, {workers} workers", task, (steps.OURS, peers.SCIPY, peers.EDT_PER_CLASS), peers.SCIPY,
-            (1 + 4 * task.num_classes) * task.pixels, lambda workers=workers: steps.loader_makers(task, workers),
+            (1 + 4 * task.num_classes) * task.pixels, bound(steps.loader_makers, task, workers),
             effort=3, unit="map", threads="all", memory="",
         )  # fmt: skip
 
@@ -298,7 +299,7 @@ def _scaling_cases(scale: str, device: str) -> Iterable[Case]:
     ):
         if device == "cpu":
             yield replace(case, threads="sweep")
-    for pattern in _HARD if scale != "tiny" else _HARD[:1]:
+    for pattern in _HARD if scale == "full" else _HARD[:1]:
         shapes = {"full": (1024, 2048, 4096), "quick": (512, 1024), "tiny": (16, 32)}[scale]
         for side in shapes:
             task = Task(pattern, pattern, (1, side, side), 4 if pattern == "random" else 2)
@@ -315,7 +316,22 @@ _FAMILIES = (
 def cases(scale: str, device: str = "cpu") -> list[Case]:
     """All cases on `device` ("cpu" or "cuda"), in the order in which they run."""
     found = [replace(case, device=device) for make in _FAMILIES for case in make(scale, device)]
-    return [_quicker(case) for case in found] if scale == "quick" else found
+    found = [_quicker(case) for case in found] if scale == "quick" else found
+    return [replace(case, effort=case.effort * _pace(case, scale)) for case in found]
+
+
+# Seconds that a case of a family really takes, over what its formula says.
+_PACES: dict[str, dict[str, float]] = {
+    "full": {"loss grid": 1.0, "data loader": 2.0, "scaling": 2.0, "whole step": 2.0},
+    "quick": {"loss grid": 0.1, "data loader": 1.0, "scaling": 1.5, "whole step": 0.7, "boundary map": 0.5},
+    "tiny": {},
+}
+_PACE = {"full": 1.0, "quick": 0.35, "tiny": 0.3}
+
+
+def _pace(case: Case, scale: str) -> float:
+    name = "loss grid" if case.family == "loss" and case.task.pattern == "random" else case.family.split(",")[0]
+    return _PACES[scale].get(name, _PACE[scale])
 
 
 def _quicker(case: Case) -> Case:

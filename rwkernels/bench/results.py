@@ -7,6 +7,7 @@ wrong) have no statistics, so they stand beside the entries, under "not_ranked".
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 import statistics
@@ -175,9 +176,7 @@ def extra_info(row: Row) -> dict[str, Any]:
 
 def statistics_of(seconds: Sequence[float]) -> dict[str, Any]:
     """As pytest-benchmark computes them, and the turns themselves."""
-    from pytest_benchmark.stats import Stats
-
-    stats = Stats()
+    stats: Any = importlib.import_module("pytest_benchmark.stats").Stats()
     for value in seconds:
         stats.update(value)
     return {**_rounded(stats.as_dict()), "iterations": 1, "data": _rounded(list(seconds))}
@@ -222,10 +221,13 @@ def to_json(run: Run) -> dict[str, Any]:
 
 def _tuples(info: dict[str, Any]) -> dict[str, Any]:
     kept = {key: tuple(value) if isinstance(value, list) else value for key, value in info.items()}
-    nan = math.nan
-    found = [Ratio(**{k: nan if v is None and k in ("value", "low", "high") else v for k, v in ratio.items()})
-             for ratio in info.get("ratios", ())]  # fmt: skip
+    found = [Ratio(**ratio) for ratio in info.get("ratios", ())]
     return {**kept, "ratios": tuple(found)}
+
+
+def _turns(stats: dict[str, Any]) -> tuple[float, ...]:
+    """The turns; pytest-benchmark leaves them out unless told otherwise; then what has the same quartiles."""
+    return tuple(stats.get("data") or (stats["q1"], stats["median"], stats["q3"]))
 
 
 def from_json(kept: dict[str, Any]) -> Run:
@@ -233,7 +235,7 @@ def from_json(kept: dict[str, Any]) -> Run:
     own = kept.get("rwkernels")
     if not isinstance(own, dict) or own.get("format") != FORMAT:
         raise ValueError('expected a file that "rwkernels bench --save" wrote')
-    rows = [Row(**_tuples(e["extra_info"]), seconds=tuple(e["stats"]["data"])) for e in kept["benchmarks"]]
+    rows = [Row(**_tuples(e["extra_info"]), seconds=_turns(e["stats"])) for e in kept["benchmarks"]]
     rows += [Row(**_tuples(info)) for info in kept["not_ranked"]]
     order = {case: place for place, case in enumerate(own["seconds_per_case"])}
     rows.sort(key=lambda row: (order.get(row.case, len(order)), row.threads))
@@ -293,13 +295,17 @@ def fit(points: Iterable[tuple[float, float]]) -> tuple[float, float | None]:
     return slope, math.sqrt(left / (count - 2) / spread)
 
 
+def _key(row: Row) -> tuple[str, str, int, str]:
+    """What points of one line have in common."""
+    return row.curve, row.contender, 0 if row.axis == "threads" else row.threads, row.device
+
+
 def with_curves(rows: Sequence[Row]) -> tuple[list[Row], list[Curve]]:
     """The curves of all rows that lie on one, and the rows with the exponents filled in."""
     groups: dict[tuple[str, str, int, str], list[Row]] = {}
     for row in rows:
         if row.curve and row.ranked and row.contender != COPY:
-            threads = 0 if row.axis == "threads" else row.threads
-            groups.setdefault((row.curve, row.contender, threads, row.device), []).append(row)
+            groups.setdefault(_key(row), []).append(row)
     curves, exponents = [], {}
     for key, group in groups.items():
         used = [row for row in group if row.fitted]
@@ -312,10 +318,5 @@ def with_curves(rows: Sequence[Row]) -> tuple[list[Row], list[Curve]]:
             Curve(key[0], group[0].axis, key[1], key[2], key[3], slope, error, len(used), values[0], values[-1], limit)
         )
         exponents[key] = slope
-    filled = [
-        replace(row, exponent=exponents.get((row.curve, row.contender, 0 if row.axis == "threads" else row.threads, row.device)))
-        if row.curve
-        else row
-        for row in rows
-    ]
+    filled = [replace(row, exponent=exponents.get(_key(row))) if row.curve else row for row in rows]
     return filled, curves

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import importlib
 import importlib.metadata
 import os
 import platform
@@ -17,8 +18,18 @@ import torch
 import rwkernels as rw
 from rwkernels.bench import clock as clocks
 from rwkernels.bench import memory
-from rwkernels.bench.harness import COPY, EFFORTS, FAILED, RIGHT, Contender, Measured, copy_bandwidth
-from rwkernels.bench.harness import copy_contender, interleave, ratio
+from rwkernels.bench.harness import (
+    COPY,
+    EFFORTS,
+    FAILED,
+    RIGHT,
+    Contender,
+    Measured,
+    copy_bandwidth,
+    copy_contender,
+    interleave,
+    ratio,
+)
 from rwkernels.bench.registry import Case, Goal, cases
 from rwkernels.bench.results import Ratio, Row, Run, with_curves
 
@@ -102,9 +113,7 @@ def machine() -> dict[str, Any]:
 
 def _commit() -> dict[str, Any]:
     with contextlib.suppress(Exception):
-        from pytest_benchmark.utils import get_commit_info
-
-        info = get_commit_info("rwkernels")
+        info = importlib.import_module("pytest_benchmark.utils").get_commit_info("rwkernels")
         return {key: info.get(key) for key in ("id", "time", "dirty", "branch", "project")}
     return {}
 
@@ -145,7 +154,7 @@ def _comparison(goal: Goal, measured: dict[str, Measured]) -> Ratio | None:
     return Ratio(goal.peer, value, low, high, goal.kind, goal.goal)
 
 
-def _row(case: Case, contender: Contender, threads: int, measured: dict[str, Measured], tiny: bool) -> Row:
+def _row(case: Case, contender: Contender, threads: int, measured: dict[str, Measured], judged: bool) -> Row:
     """Times, verdict and ratios of one contender."""
     found = measured[contender.name]
     row = _base(case, contender.name, threads)
@@ -157,7 +166,7 @@ def _row(case: Case, contender: Contender, threads: int, measured: dict[str, Mea
     if peer.seconds:
         value, (low, high) = ratio(peer, found)
         row = replace(row, ratio=value, ratio_low=low, ratio_high=high)
-    goals = [replace(goal, goal=None if tiny else goal.goal) for goal in case.goals if goal.ours == contender.name]
+    goals = [replace(goal, goal=goal.goal if judged else None) for goal in case.goals if goal.ours == contender.name]
     ratios = tuple(r for r in (_comparison(goal, measured) for goal in goals if goal.kind != "memory") if r)
     # Speed over that of the copy: bytes over time of both.
     share = ratio(copy, found)[0] * row.moved / case.moved if copy.seconds else None
@@ -165,13 +174,13 @@ def _row(case: Case, contender: Contender, threads: int, measured: dict[str, Mea
     return replace(row, seconds=tuple(found.seconds), ratios=ratios, share=share, per_second=per_second)
 
 
-def _with_peak(case: Case, row: Row, peaks: dict[str, int], tiny: bool) -> Row:
+def _with_peak(case: Case, row: Row, peaks: dict[str, int], judged: bool) -> Row:
     if row.contender not in peaks:
         return row
     ratios = row.ratios
     gradient = case.task.pixels * case.task.num_classes * getattr(torch, case.dtype).itemsize
     for goal in case.goals:
-        if goal.kind == "memory" and goal.ours == row.contender and not tiny:
+        if goal.kind == "memory" and goal.ours == row.contender and judged:
             value = peaks[row.contender] / gradient
             ratios = (*ratios, Ratio(goal.peer, value, value, value, goal.kind, goal.goal))
     return replace(row, peak=peaks[row.contender], ratios=ratios)
@@ -214,7 +223,7 @@ def measure_case(
 ) -> list[Row]:
     """All rows of a case. An error of the case itself gives rows that say so, not an end of the run."""
     progress(case, counts[0], 0.0)
-    tiny = scale == "tiny"
+    judged = scale == "full"  # goals are set for the full inputs
     rows: list[Row] = []
     try:
         device = torch.device(case.device)
@@ -224,13 +233,15 @@ def measure_case(
             progress(case, count, 0.0)
             measured = interleave(contenders, count, EFFORTS[scale], clock)
             state = clock.state()
-            found = [_row(case, contender, count, measured, tiny) for contender in contenders]
+            found = [_row(case, contender, count, measured, judged) for contender in contenders]
             rows += [replace(row, warm_ups=1 + clock.warm_ups, clocks=state) for row in found]
             progress(case, count, 0.8 * case.effort)
         peaks = _peaks(case, contenders, rows, counts[-1], server)
-        rows = [_with_peak(case, row, peaks, tiny) for row in rows]
+        rows = [_with_peak(case, row, peaks, judged) for row in rows]
     except Exception as error:
-        reason = f"the case cannot be set up: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        reason = (
+            f"the case cannot be set up: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        )
         rows = [replace(_base(case, name, n), verdict=FAILED, reason=reason) for n in counts for name in case.names]
     progress(case, counts[-1], 0.2 * case.effort * len(counts))
     gc.collect()
@@ -240,12 +251,9 @@ def measure_case(
 # --- all of them -----------------------------------------------------------------------------------------------
 
 
-def effort(chosen: Sequence[Case], threads: Sequence[int] | None, scale: str) -> float:
+def effort(chosen: Sequence[Case], threads: Sequence[int] | None) -> float:
     """Estimated seconds of the cases."""
-    return sum(case.effort * len(thread_counts(case, threads)) for case in chosen) * _FACTOR[scale]
-
-
-_FACTOR = {"full": 1.0, "quick": 0.3, "tiny": 0.1}
+    return sum(case.effort * len(thread_counts(case, threads)) for case in chosen)
 
 
 @contextlib.contextmanager
@@ -269,7 +277,7 @@ def measure(
         scale=scale,
         machine=machine(),
         bandwidth={count: copy_bandwidth(count, moved=size) for count in counts},
-        estimated=effort(chosen, threads, scale),
+        estimated=effort(chosen, threads),
         commit=_commit(),
     )
     with _memory_server(scale) as server:

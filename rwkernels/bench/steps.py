@@ -115,7 +115,12 @@ class Slices(Dataset[Tensor]):
     """Label images with the rectified map of each, made when it is asked for: dense [K, *S]."""
 
     def __init__(self, task: Task, library: str | None) -> None:
-        self.images, self.num_classes, self.spacing, self.library = labels(task), task.num_classes, task.spacing, library
+        self.images, self.num_classes, self.spacing, self.library = (
+            labels(task),
+            task.num_classes,
+            task.spacing,
+            library,
+        )
 
     def __len__(self) -> int:
         return len(self.images)
@@ -137,9 +142,7 @@ def loader_makers(task: Task, workers: int) -> dict[str, Maker]:
         missing = None if library is None else peers.CPU_LIBRARIES[library].missing
         if missing:
             return absent(name, missing)
-        loader = DataLoader(
-            Slices(task, library), batch_size=4, num_workers=workers, persistent_workers=workers > 0
-        )
+        loader = DataLoader(Slices(task, library), batch_size=4, num_workers=workers, persistent_workers=workers > 0)
 
         def check(batches: list[Tensor]) -> str | None:
             if not truth.has_scipy():

@@ -23,15 +23,15 @@ class Headline:
 
 HEADLINES = (
     Headline("rectified map from labels", ("rectified map",), maps.COMPACT, peers.SCIPY, "SciPy per image and class"),
-    Headline("dense rectified map, reused buffer", ("rectified map",), maps.DENSE_REUSED, maps.EDT_FINISH, "`edt` + torch"),
-    Headline("boundary map, reused buffer", ("boundary map",), maps.REUSED, maps.EDT_TWICE, "two `edt` calls per class"),
+    Headline("dense rectified map, reused", ("rectified map",), maps.DENSE_REUSED, maps.EDT_FINISH, "`edt` + torch"),
+    Headline("boundary map, reused buffer", ("boundary map",), maps.REUSED, maps.EDT_TWICE, "`edt` twice per class"),
     Headline("exact distances", ("distance",), maps.OURS, maps.EDT, "`edt`, as many threads"),
     Headline("exact distances, hard cases", ("hard distance",), maps.OURS, maps.EDT, "`edt`, as many threads"),
     Headline("loss and gradient, dense map", ("loss",), losses.DENSE, losses.EAGER, "eager `(softmax * map).mean()`"),
     Headline("loss and gradient, dense map", ("loss",), losses.DENSE, losses.COMPILED, "`torch.compile` of it"),
     Headline("loss and gradient, compact map", ("loss",), losses.COMPACT, losses.CROSS_ENTROPY, "`F.cross_entropy`"),
-    Headline("labels to gradient, rectified", ("whole step, rectified",), steps.OURS, steps.PAPER, "SciPy per class + eager"),
-    Headline("labels to gradient, boundary", ("whole step, boundary",), steps.OURS, steps.PAPER, "SciPy per class + eager"),
+    Headline("labels to gradient, rectified", ("whole step, rectified",), steps.OURS, steps.PAPER, "SciPy + eager"),
+    Headline("labels to gradient, boundary", ("whole step, boundary",), steps.OURS, steps.PAPER, "SciPy + eager"),
     Headline(
         "maps in a data loader", tuple(f"data loader, {n} workers" for n in (0, 1, 2)), steps.OURS, peers.SCIPY,
         "SciPy per class",
@@ -92,7 +92,7 @@ def short(value: float) -> str:
 
 
 def span(values: Iterable[float]) -> str:
-    """ "5.6", or "5.6 to 12.9"."""
+    """One number, or "5.6 to 12.9"."""
     listed = sorted(values)
     low, high = short(listed[0]), short(listed[-1])
     return low if low == high else f"{low} to {high}"

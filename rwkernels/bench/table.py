@@ -26,7 +26,7 @@ def _goal(row: Row) -> str:
 
 
 def ratio_text(ratio: Ratio) -> str:
-    """ "12.9× edt" """
+    """A ratio with the peer's name."""
     what = {"faster": "×", "within": "× the time of", "memory": "×"}[ratio.kind]
     return f"{number(ratio.value)}{what} {ratio.peer}"
 
@@ -37,7 +37,9 @@ def cells(row: Row) -> list[str]:
         return [row.contender, str(row.threads), row.verdict, "", "", "", "", "", ""]
     low, high = row.quartiles
     ratio = "" if row.ratio is None else f"{number(row.ratio)}×"
-    spread = "" if row.ratio_low is None or row.ratio_high is None else f"{number(row.ratio_low)}–{number(row.ratio_high)}"
+    spread = (
+        "" if row.ratio_low is None or row.ratio_high is None else f"{number(row.ratio_low)}–{number(row.ratio_high)}"
+    )
     return [
         row.contender,
         str(row.threads),
@@ -104,7 +106,9 @@ def _show_curves(run: Run, console: Any) -> None:
 def _show_ends(run: Run, console: Any) -> None:
     for name, reason, rows in unranked(run):
         cases = sorted({row.case for row in rows})
-        console.print(f"[red]not ranked[/] {name} in {cases[0]}{f' and {len(cases) - 1} more' if len(cases) > 1 else ''}: {reason}")
+        console.print(
+            f"[red]not ranked[/] {name}: {reason} ({cases[0]}{f' and {len(cases) - 1} more' if len(cases) > 1 else ''})"
+        )
     for row, ratio in losing(run):
         goal = "" if ratio.goal is None else f", goal {SIGNS[ratio.kind]} {ratio.goal:g}"
         console.print(f"[red]loses[/] {row.name}: {ratio_text(ratio)}{goal}")
@@ -155,7 +159,9 @@ class Bar:
         self.progress.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.progress.stop()
 
     def left(self) -> float:

@@ -30,7 +30,7 @@ class PaperRun:
 
 
 def one_hot(task: Task) -> npt.NDArray[np.bool_]:
-    """bool [B, K, *S], the form that the paper's code and the boundary loss take."""
+    """Bool [B, K, *S], the form that the paper's code and the boundary loss take."""
     image = labels(task).numpy()
     return np.stack([image == k for k in range(task.num_classes)], 1)
 

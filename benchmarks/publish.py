@@ -1,0 +1,228 @@
+"""README's table, docs/benchmarks.md and its pictures, made from the kept run.
+
+    python -m benchmarks.publish              # from benchmarks/results/rwkernels-bench.json
+    python -m benchmarks.publish --measure    # measure everything first, on a quiet machine: half an hour
+
+Only what lies between the markers of a document is written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rwkernels.bench import charts, command, html, results, session, summary, table
+from rwkernels.bench.results import Run, threads_text
+from rwkernels.bench.summary import HEADLINES, Found, number
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+README, DOCUMENT, PICTURES = ROOT / "README.md", ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "benchmarks"
+DRAWN = {
+    "ratios": ("Times faster than the named peer", charts.ratio_bars),
+    "times": ("Who takes how long", charts.time_bars),
+    "scaling": ("How the cost grows", charts.curves),
+    "roofline": ("How close to the speed of a copy", charts.roofline),
+}
+
+
+def replaced(text: str, name: str, content: str) -> str:
+    """`text` with `content` between the markers called `name`."""
+    begin, end = f"<!-- {name}: made by python -m benchmarks.publish -->", f"<!-- end of {name} -->"
+    pattern = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)
+    if len(pattern.findall(text)) != 1:
+        raise ValueError(f"expected one {begin!r} ... {end!r}")
+    return pattern.sub(lambda _: f"{begin}\n{content}\n{end}", text)
+
+
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
+    """A table."""
+    rule = ["---:" if index in right else "---" for index in range(len(head))]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, rule, *rows))
+
+
+def _by_threads(found: Sequence[Found]) -> dict[int, list[Found]]:
+    groups: dict[int, list[Found]] = {}
+    for each in found:
+        groups.setdefault(each.row.threads, []).append(each)
+    return dict(sorted(groups.items()))
+
+
+def readme_table(run: Run) -> str:
+    """One line for every headline and shape of result: times faster with one thread and with all."""
+    rows = []
+    for headline in HEADLINES:
+        groups = _by_threads(summary.found(run, headline))
+        if not groups:
+            continue
+        inputs = list(dict.fromkeys(charts.pretty(f.row.task) for f in next(iter(groups.values()))))
+        shown = f"{len(inputs)} inputs" if len(inputs) > 2 else "; ".join(inputs)
+        spans = [summary.span(f.ratio.value for f in listed) for listed in groups.values()]
+        rows.append([f"{headline.title} ({shown})", headline.peer_text, " / ".join(spans)])
+    counts = sorted({row.threads for row in run.rows})
+    head = ["", "against", f"times faster, {' / '.join(threads_text(count) for count in counts)}"]
+    return markdown(head, rows)
+
+
+def readme_part(run: Run) -> str:
+    """What stands between README's markers."""
+    machine = run.machine
+    lost = [pair for pair in summary.losing(run) if not pair[0].curve]
+    met, goals = summary.goals(run)
+    about = (
+        f"Medians of contenders that take turns, on {machine['processors']} cores of an "
+        f"{machine['cpu'].get('brand_raw') or machine['processor']} ({machine['instruction_set']}), torch "
+        f"{machine['versions']['torch'].split('+')[0]}."
+    )
+    slower = [pair for pair in lost if pair[1].kind == "faster" and pair[1].value < 1]
+    honest = (
+        f"{met} of {goals} goals are met; in {len(slower)} of {sum(row.ours for row in run.rows)} rows it is slower"
+    )
+    honest += " than somebody it was raced against ([which](docs/benchmarks.md#where-it-loses))."
+    return f"{about}\n\n{readme_table(run)}\n\n{honest}"
+
+
+def _machine(run: Run) -> str:
+    return markdown(["", ""], [[name, value] for name, value in html.machine_lines(run)])
+
+
+def _losing(run: Run) -> str:
+    lost = summary.losing(run)
+    if not lost:
+        return "Nowhere in this run."
+    rows = []
+    for row, ratio in lost:
+        goal = "" if ratio.goal is None else f"{table.SIGNS[ratio.kind]} {ratio.goal:g}"
+        rows.append([charts.pretty(row.case), row.contender, str(row.threads), table.ratio_text(ratio), goal])
+    return markdown(["case", "contender", "threads", "found", "goal"], rows, right=(2,))
+
+
+def _unranked(run: Run) -> str:
+    rows = []
+    for name, reason, listed in summary.unranked(run):
+        cases = sorted({charts.pretty(row.case) for row in listed})
+        rows.append([name, reason, cases[0] + (f" and {len(cases) - 1} more" if len(cases) > 1 else "")])
+    return markdown(["contender", "why", "where"], rows) if rows else "Everyone was."
+
+
+def _curves(run: Run) -> str:
+    most = summary.best_threads(run)
+    rows = [
+        [
+            curve.curve,
+            curve.contender,
+            f"{curve.exponent:.2f}" + ("" if curve.error is None else f" ± {curve.error:.2f}"),
+            str(curve.points),
+            "" if curve.limit is None else f"≤ {curve.limit:g}{'' if curve.met else ', missed'}",
+        ]
+        for curve in run.curves
+        if curve.threads in (0, most)
+    ]
+    return markdown(["curve", "contender", "exponent", "points", "goal"], rows, right=(2, 3))
+
+
+def _all(run: Run) -> str:
+    """Every case but those of the curves and of the grid, on all threads; the rest is in the JSON and the report."""
+    most, parts = summary.best_threads(run), []
+    by_case: dict[str, list[results.Row]] = {}
+    for row in run.rows:
+        if not row.curve and row.threads == most and not (row.family == "loss" and row.pattern == "random"):
+            by_case.setdefault(row.case, []).append(row)
+    for case, rows in by_case.items():
+        lines = []
+        for row in rows:
+            cells = table.cells(row)
+            lines.append([cells[0], *cells[2:8]] if row.ranked else [row.contender, row.verdict, "", "", "", "", ""])
+        head = ["contender", "median", "quartiles", f"times faster than {rows[0].peer}", "quartiles", "of copy", "peak"]
+        parts.append(f"**{charts.pretty(case)}**\n\n{markdown(head, lines, right=range(1, 7))}")
+    return "\n\n".join(parts)
+
+
+def _grid(run: Run) -> str:
+    """The loss over types, layouts and shapes, one line a case: all threads."""
+    most, rows = summary.best_threads(run), []
+    from rwkernels.bench import losses
+
+    cases: dict[str, dict[str, results.Row]] = {}
+    for row in run.rows:
+        if row.family == "loss" and row.pattern == "random" and row.threads == most:
+            cases.setdefault(row.case, {})[row.contender] = row
+    for case, found in cases.items():
+        dense, compact = found.get(losses.DENSE), found.get(losses.COMPACT)
+        if dense is None or compact is None or not dense.ranked or not compact.ranked:
+            continue
+        ratios = [
+            summary.against(dense, losses.EAGER),
+            summary.against(dense, losses.COMPILED),
+            summary.against(compact, losses.CROSS_ENTROPY),
+        ]
+        rows.append(
+            [
+                charts.pretty(case.removeprefix("loss: ")),
+                summary.seconds_text(dense.median),
+                summary.seconds_text(compact.median),
+                *("" if ratio is None else number(ratio.value) for ratio in ratios),
+            ]
+        )
+    head = ["case", "dense", "compact", "dense: eager", "dense: torch.compile", "compact: cross_entropy"]
+    return markdown(head, rows, right=range(1, 6)) if rows else "Not in this run."
+
+
+def document_parts(run: Run) -> dict[str, str]:
+    """What stands between the markers of docs/benchmarks.md."""
+    return {
+        "sentence": f"**{summary.sentence(run)}**",
+        "machine": _machine(run),
+        "losing": _losing(run),
+        "unranked": _unranked(run),
+        "exponents": _curves(run),
+        "grid": _grid(run),
+        "rows": _all(run),
+    }
+
+
+def pictures(run: Run) -> dict[str, str]:
+    """The charts as files that follow the reader's colour scheme."""
+    found = {}
+    for name, (title, make) in DRAWN.items():
+        draw = make(run)
+        if draw is not None:
+            found[f"{name}.svg"] = charts.standalone(charts.svg(f"docs-{name}", title, draw, charts.WIDE))
+    return found
+
+
+def publish(run: Run) -> list[Path]:
+    """Writes everything; returns the files."""
+    document = DOCUMENT.read_text()
+    for name, content in document_parts(run).items():
+        document = replaced(document, name, content)
+    written = {README: replaced(README.read_text(), "benchmark table", readme_part(run)), DOCUMENT: document}
+    written |= {PICTURES / name: drawn for name, drawn in pictures(run).items()}
+    for path, text in written.items():
+        command.write(path, text)
+    return list(written)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.publish", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--measure", action="store_true", help="measure everything first")
+    parser.add_argument("--quick", action="store_true", help="with --measure: a quick run, to try this out")
+    options = parser.parse_args(arguments)
+    if options.measure:
+        from rwkernels import cli
+
+        given = ["bench", "--save", str(RESULTS), *(["--quick"] if options.quick else [])]
+        status = cli.main(given)
+        if status:
+            return status
+    run = results.load(RESULTS / f"{command.NAME}.json")
+    for path in publish(run):
+        print(f"wrote {path.relative_to(ROOT)}")
+    return 1 if session.failures(run) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

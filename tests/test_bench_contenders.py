@@ -1,0 +1,239 @@
+"""What the benchmarks time: every answer is right, a slightly wrong one is refused, no contender is dropped."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from contextlib import nullcontext
+from dataclasses import replace
+from types import ModuleType, SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+
+from rwkernels.bench import losses, maps, memory, peers, registry, session, steps, truth
+from rwkernels.bench.inputs import CHANNELS_LAST, CONTIGUOUS, Task, labels, logits, map_tasks
+
+TASK = Task("small", "blobs", (2, 24, 20, 16), 3, (3.0, 1.0, 1.0))
+FLAT = Task("flat", "hearts", (2, 40, 48), 4)
+NEEDS = {"edt": "edt", "MONAI": "monai", "OpenCV": "cv2", "SimpleITK": "SimpleITK", "DIPlib": "diplib"}
+
+
+def judged(contender):
+    contender.prepare()
+    return contender.check(contender.run())
+
+
+def right(makers, names):
+    """All of `names` answer rightly, those whose library is here."""
+    found = {name: maker for name, maker in makers.items() if name in names}
+    assert set(found) == set(names)
+    for name, maker in found.items():
+        contender = maker()
+        assert contender.missing or judged(contender) is None, name
+
+
+ON_CPU = [*peers.CPU_LIBRARIES]
+
+
+@pytest.mark.parametrize("task", [FLAT, TASK], ids=["2d", "3d anisotropic"])
+def test_all_libraries_agree_on_rectified_maps(task):
+    names = peers.usable([name for name in ON_CPU if name != peers.EDT_PER_CLASS], len(task.image_shape), task is FLAT)
+    ours = [maps.COMPACT, maps.COMPACT_REUSED, maps.DENSE, maps.DENSE_REUSED, maps.REFERENCE]
+    right(maps.rectified_makers(task, "cpu"), [*ours, *names, maps.EDT_FINISH])
+
+
+@pytest.mark.parametrize("task", [FLAT, replace(TASK, spacing=None)], ids=["2d", "3d"])
+def test_all_libraries_agree_on_boundary_maps(task):
+    names = [name for name, single in maps.TWICE.items() if single in ON_CPU]
+    names = [name for name in names if peers.usable([maps.TWICE[name]], len(task.image_shape), True)]
+    right(maps.boundary_makers(task, "cpu"), [maps.OURS, maps.REUSED, maps.EDT_TWICE, maps.MONAI_BOUNDARY, *names])
+
+
+def test_all_libraries_agree_on_distances():
+    right(maps.distance_makers(FLAT, "cpu", known=True), [maps.OURS, maps.REUSED, maps.EDT, *ON_CPU])
+
+
+def test_an_image_with_one_label_is_wrong_in_scipy_and_right_here_and_in_edt():
+    task = Task("", "single", (1, 8, 8), 2)
+    makers = maps.distance_makers(task, "cpu", known=False)
+    assert judged(makers[maps.OURS]()) is None
+    assert judged(makers[maps.EDT]()) is None
+    assert "where there is no other label" in judged(makers[peers.SCIPY]())
+
+
+@pytest.mark.parametrize("make", [maps.rectified_makers, maps.boundary_makers])
+def test_a_moved_label_is_noticed(make, monkeypatch):
+    moved = labels(FLAT).roll(1, -1)
+    monkeypatch.setattr(maps, "labels", lambda _: moved)
+    names = maps.COMPACT, maps.DENSE
+    found = make(FLAT, "cpu")
+    assert all(judged(found[name]()) for name in (names if maps.COMPACT in found else (maps.OURS, maps.REUSED)))
+
+
+def test_distances_with_one_wrong_value_are_refused():
+    makers = maps.distance_makers(TASK, "cpu", known=True)
+    ours = makers[maps.OURS]()
+    wrong = ours.run().clone()
+    wrong[1, 3, 4, 5] += 0.01
+    assert "by up to 0.01" in (ours.check(wrong) or "")
+
+
+@pytest.mark.parametrize("dtype", list(losses.DTYPES))
+@pytest.mark.parametrize("layout", ["contiguous", CHANNELS_LAST])
+def test_losses_of_every_type_and_layout_are_right(dtype, layout):
+    names = [losses.DENSE, losses.COMPACT, losses.RECOMPUTE, losses.EAGER, losses.CROSS_ENTROPY, losses.DICE]
+    right(losses.loss_makers(FLAT, "cpu", dtype, layout), names)
+
+
+@pytest.mark.parametrize("name", [losses.DENSE, losses.CROSS_ENTROPY, losses.DICE])
+def test_a_loss_or_a_gradient_that_is_slightly_off_is_refused(name):
+    contender = losses.loss_makers(FLAT, "cpu")[name]()
+    contender.prepare()
+    value = contender.run().detach()
+    assert contender.check(value) is None
+    assert "loss" in (contender.check(value * 1.001) or "")
+    x = logits(FLAT, torch.float32, CONTIGUOUS, "cpu")
+    largest = x.grad.abs().argmax()
+    x.grad.view(-1)[largest] *= 1.001
+    assert "gradient" in (contender.check(value) or "")
+
+
+def test_the_kernel_alone_is_right_with_fresh_and_reused_gradients():
+    right(losses.kernel_makers(FLAT, "cpu"), list(losses.KERNELS.values()))
+
+
+@pytest.mark.parametrize("family", steps.FAMILIES)
+def test_whole_steps_are_right(family):
+    names = [steps.OURS, steps.PAPER, steps.PAPER_EDT, *([steps.MONAI_LOSS] if family == "boundary" else [])]
+    right(steps.step_makers(FLAT, family, "cpu"), names)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_maps_of_a_data_loader_are_right(workers):
+    right(steps.loader_makers(FLAT, workers), [steps.OURS, peers.SCIPY, peers.EDT_PER_CLASS])
+
+
+def test_a_library_that_is_not_installed_is_listed_as_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "edt", None)
+    monkeypatch.setitem(sys.modules, "SimpleITK", None)
+    assert maps.rectified_makers(FLAT, "cpu")[peers.SIMPLEITK]().missing == "SimpleITK is not installed"
+    case = next(case for case in registry.cases("tiny") if case.family == "distance")
+    rows = session.measure_case(case, [1], "tiny")
+    assert [(row.verdict, row.reason) for row in rows if row.contender == maps.EDT] == [("missing", "edt is not installed")]
+    assert all(row.ranked for row in rows if row.ours)
+
+
+def test_a_case_that_cannot_be_set_up_gives_rows_that_say_so():
+    def broken():
+        raise MemoryError("no room")
+
+    case = replace(registry.cases("tiny")[0], makers=broken)
+    rows = session.measure_case(case, [1], "tiny")
+    assert {row.contender for row in rows} == set(case.names)
+    assert all(row.verdict == "failed" and "MemoryError" in row.reason for row in rows)
+    assert session.failures(results_of(rows))
+
+
+def results_of(rows):
+    return SimpleNamespace(rows=rows)
+
+
+@pytest.mark.parametrize("scale", ["full", "quick", "tiny"])
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_the_names_of_cases_are_unique_and_peers_and_goals_are_among_the_contenders(scale, device):
+    found = registry.cases(scale, device)
+    assert len({case.id for case in found}) == len(found)
+    for case in found:
+        known = {*case.names, registry.COPY}
+        assert case.peer in known, case.id
+        for goal in case.goals:
+            assert goal.ours in known, case.id
+            assert goal.peer in known or goal.kind == "memory", case.id
+
+
+def test_every_shape_type_and_layout_is_in_the_grid_of_the_loss():
+    grid = [case for case in registry.cases("full") if case.family == "loss" and case.task.pattern == "random"]
+    found = {(len(case.task.image_shape), case.task.num_classes, case.dtype, case.layout) for case in grid}
+    assert len(found) == 2 * 4 * 3 * 2
+    assert {classes for _, classes, _, _ in found} == {2, 4, 19, 118}
+
+
+def test_every_contender_that_a_case_names_can_be_made():
+    for case in registry.cases("tiny"):
+        assert set(case.names) <= set(case.makers()), case.id
+
+
+def test_every_class_is_in_every_image_of_the_map_rows():
+    for task in map_tasks("quick"):
+        assert all(len(image.unique()) == task.num_classes for image in labels(task))
+
+
+# --- libraries of a GPU, with stand-ins over SciPy -------------------------------------------------------------
+
+
+@pytest.fixture
+def stand_ins(monkeypatch):
+    """CuPy, its SciPy and cuCIM as far as they are used, over NumPy."""
+
+    def transform(image, sampling=None, float64_distances=True):
+        found = ndimage.distance_transform_edt(image, sampling=sampling)
+        return found if float64_distances else found.astype(np.float32)
+
+    for name in ("cupy", "cupyx", "cupyx.scipy", "cucim", "cucim.core", "cucim.core.operations"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    for name in ("cupyx.scipy.ndimage", "cucim.core.operations.morphology"):
+        module = ModuleType(name)
+        module.distance_transform_edt = transform
+        monkeypatch.setitem(sys.modules, name, module)
+    streams = []
+    sys.modules["cupy"].asarray = np.asarray
+    sys.modules["cupy"].cuda = SimpleNamespace(ExternalStream=lambda s: streams.append(s) or nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda *_: SimpleNamespace(cuda_stream=5))
+    return streams
+
+
+@pytest.mark.parametrize("name", [peers.CUPY, peers.CUCIM])
+def test_maps_of_a_gpu_library_are_built_on_the_stream_of_torch(name, stand_ins):
+    library = peers.GPU_LIBRARIES[name]
+    assert library.missing is None
+    masks = truth.one_hot(TASK)
+    images = [library.prepare(image, TASK.spacing) for image in masks]
+    found = maps.gpu_per_class_map(library, images, masks.shape, "cpu")()
+    assert truth.dense_mismatch(found, TASK, truth.foreground(TASK)) is None
+    twice = maps.twice_per_class("", library, replace(TASK, spacing=None), "cpu", lambda _: None)
+    assert truth.mismatch(twice.run(), truth.boundary(replace(TASK, spacing=None))) is None
+    assert set(stand_ins) == {5}
+
+
+# --- memory ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(memory.can_run() is not None, reason=str(memory.can_run()))
+def test_peak_memory_is_that_of_the_gradient_for_us_and_several_for_eager():
+    case = next(case for case in registry.cases("quick") if case.family == "loss" and case.task.num_classes == 118)
+    gradient = 4 * case.task.pixels * case.task.num_classes
+    server = memory.Server("quick")
+    try:
+        peaks = server.ask(case.id, [losses.COMPACT, losses.EAGER], 1)
+    finally:
+        server.close()
+    assert 0.9 * gradient < peaks[losses.COMPACT] < 1.3 * gradient
+    assert peaks[losses.EAGER] > 2 * gradient
+
+
+def test_importing_the_benchmarks_imports_no_peer():
+    import subprocess
+
+    names = ["edt", "cv2", "SimpleITK", "diplib", "monai", "scipy", "matplotlib", "rich", "pytest_benchmark"]
+    code = (
+        "import sys, importlib, pkgutil, rwkernels.bench as b\n"
+        "[importlib.import_module('rwkernels.bench.' + m.name) for m in pkgutil.iter_modules(b.__path__)"
+        " if m.name != 'command']\n"
+        f"print([n for n in {names} if n in sys.modules])"
+    )
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert printed.strip() == "[]"
+    assert importlib.util.find_spec("rwkernels.bench.command") is not None
