@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import subprocess
 import sys
 from contextlib import nullcontext
 from dataclasses import replace
@@ -18,7 +18,6 @@ from rwkernels.bench.inputs import CHANNELS_LAST, CONTIGUOUS, Task, labels, logi
 
 TASK = Task("small", "blobs", (2, 24, 20, 16), 3, (3.0, 1.0, 1.0))
 FLAT = Task("flat", "hearts", (2, 40, 48), 4)
-NEEDS = {"edt": "edt", "MONAI": "monai", "OpenCV": "cv2", "SimpleITK": "SimpleITK", "DIPlib": "diplib"}
 
 
 def judged(contender):
@@ -122,7 +121,9 @@ def test_a_library_that_is_not_installed_is_listed_as_missing(monkeypatch):
     assert maps.rectified_makers(FLAT, "cpu")[peers.SIMPLEITK]().missing == "SimpleITK is not installed"
     case = next(case for case in registry.cases("tiny") if case.family == "distance")
     rows = session.measure_case(case, [1], "tiny")
-    assert [(row.verdict, row.reason) for row in rows if row.contender == maps.EDT] == [("missing", "edt is not installed")]
+    assert [(row.verdict, row.reason) for row in rows if row.contender == maps.EDT] == [
+        ("missing", "edt is not installed")
+    ]
     assert all(row.ranked for row in rows if row.ours)
 
 
@@ -225,15 +226,11 @@ def test_peak_memory_is_that_of_the_gradient_for_us_and_several_for_eager():
 
 
 def test_importing_the_benchmarks_imports_no_peer():
-    import subprocess
-
     names = ["edt", "cv2", "SimpleITK", "diplib", "monai", "scipy", "matplotlib", "rich", "pytest_benchmark"]
     code = (
         "import sys, importlib, pkgutil, rwkernels.bench as b\n"
-        "[importlib.import_module('rwkernels.bench.' + m.name) for m in pkgutil.iter_modules(b.__path__)"
-        " if m.name != 'command']\n"
+        "[importlib.import_module('rwkernels.bench.' + m.name) for m in pkgutil.iter_modules(b.__path__)]\n"
         f"print([n for n in {names} if n in sys.modules])"
     )
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert printed.strip() == "[]"
-    assert importlib.util.find_spec("rwkernels.bench.command") is not None

@@ -113,7 +113,11 @@ class Stream:
 
     def clock(self) -> StreamClock:
         return StreamClock(
-            lambda: Event(self), lambda: self.work("flush", 7.0), lambda: self.order.append("wait"), lambda: {"mhz": 1}, 2
+            lambda: Event(self),
+            lambda: self.work("flush", 7.0),
+            lambda: self.order.append("wait"),
+            lambda: {"mhz": 1},
+            2,
         )
 
 

@@ -158,7 +158,7 @@ def ratio_bars(run: Run, device: str = "cpu") -> Callable[[Page], Any] | None:
         from matplotlib.transforms import blended_transform_factory
 
         lines = sum(len(listed) + 1.25 for _, listed in groups)
-        step = 0.335 if not page.narrow else 0.43
+        step = 0.335 if not page.narrow else 0.46
         figure, ((axes,),) = _figure(page, step * lines + 0.5)
         beside = blended_transform_factory(axes.transAxes, axes.transData)
         at = 0.0
@@ -168,7 +168,8 @@ def ratio_bars(run: Run, device: str = "cpu") -> Callable[[Page], Any] | None:
             if page.narrow:
                 title = f"{headline.title}\nagainst {peer}"
                 at += 0.35
-            axes.text(0, at + 0.12, title, transform=beside, weight="bold", va="center", fontsize=11.5, bbox=_PLATE)
+            style = {"weight": "bold", "va": "center", "fontsize": 11.5, "bbox": _PLATE, "zorder": 1}
+            axes.text(0, at + 0.12, title, transform=beside, **style)
             at += 1.0 if not page.narrow else 1.15
             for each in listed:
                 _bar(axes, beside, at, each.ratio.value, (each.ratio.low, each.ratio.high), _label(each.row), page)
@@ -186,7 +187,7 @@ def ratio_bars(run: Run, device: str = "cpu") -> Callable[[Page], Any] | None:
 
 
 # Keeps grid lines out of words.
-_PLATE = {"facecolor": PAPER, "edgecolor": "none", "pad": 1.5}
+_PLATE: dict[str, Any] = {"facecolor": PAPER, "edgecolor": "none", "pad": 1.5}
 
 
 def _label(row: Row) -> str:
@@ -202,12 +203,12 @@ def _bar(axes: Any, beside: Any, at: float, value: float, spread: tuple[float, f
     good = value >= 1
     height = 0.62 if not page.narrow else 0.4
     middle = at + (0.16 if page.narrow else 0)
-    axes.barh(middle, value - 1, left=1, height=height, color=OURS if good else PEER, alpha=0.9)
+    axes.barh(middle, value - 1, left=1, height=height, color=OURS if good else PEER, zorder=2)
     axes.plot(spread, [middle, middle], color=TEXT, linewidth=1.3)
     where = max(value, spread[1], 1)
     axes.text(where * 1.06, middle, f"{number(value)}×", va="center", ha="left", fontsize=11, color=TEXT)
     if page.narrow:
-        axes.text(0, at - 0.24, label, transform=beside, va="center", fontsize=10, color=QUIET, bbox=_PLATE)
+        axes.text(0, at - 0.27, label, transform=beside, va="center", fontsize=10, color=QUIET, bbox=_PLATE, zorder=1)
     else:
         axes.text(0.012, at, label, transform=beside, va="center", fontsize=11, color=QUIET)
 
@@ -238,7 +239,7 @@ def time_bars(run: Run, device: str = "cpu") -> Callable[[Page], Any] | None:
         columns = 1 if page.narrow else 2
         lines = math.ceil(len(faces) / columns)
         longest = [max(len(rows) for _, rows in faces[i * columns : (i + 1) * columns]) for i in range(lines)]
-        figure, panels = _figure(page, sum((0.43 if page.narrow else 0.3) * n + 0.95 for n in longest), lines, columns)
+        figure, panels = _figure(page, sum((0.46 if page.narrow else 0.3) * n + 0.95 for n in longest), lines, columns)
         for axes in panels.flat[len(faces) :]:
             axes.set_visible(False)
         for axes, (case, rows) in zip(panels.flat, faces, strict=False):
@@ -258,7 +259,7 @@ def _contenders(axes: Any, case: str, rows: Sequence[Row], page: Page) -> None:
         middle = at + (0.2 if page.narrow else 0)
         if row.ranked:
             colour = OURS if row.ours else QUIET if row.contender == COPY else OTHER
-            axes.barh(middle, row.median, height=0.62 if not page.narrow else 0.4, color=colour, alpha=0.9)
+            axes.barh(middle, row.median, height=0.62 if not page.narrow else 0.4, color=colour, zorder=2)
             axes.plot(row.quartiles, [middle, middle], color=TEXT, linewidth=1.3)
             end = max(row.median, row.quartiles[1])
             axes.text(end * 1.12, middle, seconds_text(row.median), va="center", fontsize=10.5)
@@ -266,8 +267,8 @@ def _contenders(axes: Any, case: str, rows: Sequence[Row], page: Page) -> None:
             axes.text(least * 1.1, middle, row.verdict, va="center", fontsize=10.5, color=PEER, weight="bold")
         if page.narrow:
             colour = TEXT if row.ours else QUIET
-            axes.text(0, at - 0.24, row.contender, transform=axes.get_yaxis_transform(), va="center", fontsize=10,
-                      color=colour, bbox=_PLATE)  # fmt: skip
+            axes.text(0, at - 0.27, row.contender, transform=axes.get_yaxis_transform(), va="center", fontsize=10,
+                      color=colour, bbox=_PLATE, zorder=1)  # fmt: skip
     axes.set_yticks([] if page.narrow else range(len(rows)))
     if not page.narrow:
         axes.set_yticklabels([row.contender for row in listed], fontsize=10.5)

@@ -13,7 +13,6 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 import torch
-from rich.console import Console
 
 from rwkernels.bench import compare, html, results, session, table
 from rwkernels.bench.registry import Case
@@ -102,6 +101,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _measure(chosen: Sequence[Case], scale: str, args: argparse.Namespace, earlier: Run | None) -> int:
+    from rich.console import Console
+
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
     total = session.effort(chosen, args.threads)
     threads = args.threads or sorted({1, session.processors()})

@@ -93,12 +93,13 @@ MOST_RUNS = 100
 def _set_threads(count: int) -> None:
     """For torch (and what follows it: this package, `edt` as it is called here) and for the peers that are loaded."""
     torch.set_num_threads(count)
-    if "cv2" in sys.modules:
-        sys.modules["cv2"].setNumThreads(count)
-    if "SimpleITK" in sys.modules:
-        sys.modules["SimpleITK"].ProcessObject.SetGlobalDefaultNumberOfThreads(count)
-    if "diplib" in sys.modules:
-        sys.modules["diplib"].SetNumberOfThreads(count)
+    loaded = {name: module for name in ("cv2", "SimpleITK", "diplib") if (module := sys.modules.get(name)) is not None}
+    if "cv2" in loaded:
+        loaded["cv2"].setNumThreads(count)
+    if "SimpleITK" in loaded:
+        loaded["SimpleITK"].ProcessObject.SetGlobalDefaultNumberOfThreads(count)
+    if "diplib" in loaded:
+        loaded["diplib"].SetNumberOfThreads(count)
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ wrong) have no statistics, so they stand beside the entries, under "not_ranked".
 
 from __future__ import annotations
 
+import gzip
 import importlib
 import json
 import math
@@ -177,9 +178,10 @@ def extra_info(row: Row) -> dict[str, Any]:
 def statistics_of(seconds: Sequence[float]) -> dict[str, Any]:
     """As pytest-benchmark computes them, and the turns themselves."""
     stats: Any = importlib.import_module("pytest_benchmark.stats").Stats()
+    seconds = _rounded(list(seconds))
     for value in seconds:
         stats.update(value)
-    return {**_rounded(stats.as_dict()), "iterations": 1, "data": _rounded(list(seconds))}
+    return {**_rounded(stats.as_dict()), "iterations": 1, "data": seconds}
 
 
 def entry(row: Row) -> dict[str, Any]:
@@ -267,14 +269,15 @@ def dumped(run: Run) -> str:
 
 
 def load(path: Path) -> Run:
-    """The run in a file, or the newest one in a folder."""
+    """The run in a JSON file (`.gz` too), or the newest one in a folder."""
     if path.is_dir():
-        files = sorted(path.glob("*.json"), key=lambda file: file.stat().st_mtime)
+        files = sorted((*path.glob("*.json"), *path.glob("*.json.gz")), key=lambda file: file.stat().st_mtime)
         if not files:
             raise ValueError(f"{path}: expected a folder with a JSON file of an earlier run, found none")
         path = files[-1]
     try:
-        return from_json(json.loads(path.read_text()))
+        text = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        return from_json(json.loads(text))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: {error}") from None
 
