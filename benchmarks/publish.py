@@ -137,8 +137,9 @@ def _all(run: Run) -> str:
         lines = []
         for row in rows:
             cells = table.cells(row)
-            lines.append([cells[0], *cells[2:8]] if row.ranked else [row.contender, row.verdict, "", "", "", "", ""])
-        head = ["contender", "median", "quartiles", f"times faster than {rows[0].peer}", "quartiles", "of copy", "peak"]
+            lines.append([cells[0], *cells[2:]] if row.ranked else [row.contender, row.verdict, *[""] * 6])
+        faster = f"times faster than {rows[0].peer}"
+        head = ["contender", "median", "quartiles", faster, "quartiles", "of copy", "peak", "result"]
         parts.append(f"**{charts.pretty(case)}**\n\n{markdown(head, lines, right=range(1, 7))}")
     return "\n\n".join(parts)
 

@@ -209,6 +209,19 @@ def test_maps_of_a_gpu_library_are_built_on_the_stream_of_torch(name, stand_ins)
     assert set(stand_ins) == {5}
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("family", ["distance", "rectified map", "boundary map", "loss", "loss kernel"])
+def test_cases_run_on_a_gpu_and_every_answer_of_ours_is_right(family):
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    case = next(case for case in registry.cases("tiny", "cuda") if case.family == family)
+    rows = session.measure_case(case, session.thread_counts(case), "tiny")
+    ours = [row for row in rows if row.ours and row.verdict != "missing"]
+    assert ours
+    assert all(row.ranked and row.warm_ups > 1 and row.device == "cuda" for row in ours), [r.reason for r in ours]
+    assert any(row.peak for row in ours)
+
+
 # --- memory ----------------------------------------------------------------------------------------------------
 
 

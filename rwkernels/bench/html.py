@@ -207,6 +207,8 @@ def machine_lines(run: Run) -> list[tuple[str, str]]:
             f"{k} {gpu[k]}" for k in ("sm_clock_mhz", "sm_clock_max_mhz", "memory_clock_mhz") if k in gpu
         )
         listed.insert(1, ("GPU", f"{gpu['name']}, {bytes_text(gpu['memory'])}; {clocks}"))
+        if "copy_bytes_per_second" in gpu:
+            listed.insert(2, ("a large copy on the GPU", f"{gpu['copy_bytes_per_second'] / 1e9:.0f} GB/s"))
     else:
         listed.insert(1, ("GPU", "none, so there are no rows of one"))
     took = sum(run.took.values())

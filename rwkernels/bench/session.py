@@ -280,6 +280,8 @@ def measure(
         estimated=effort(chosen, threads),
         commit=_commit(),
     )
+    if any(case.device == "cuda" for case in chosen):
+        run.machine["gpu"]["copy_bytes_per_second"] = copy_bandwidth(most, "cuda", moved=size)
     with _memory_server(scale) as server:
         try:
             for case in chosen:

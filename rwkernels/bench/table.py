@@ -32,7 +32,9 @@ def ratio_text(ratio: Ratio) -> str:
 
 
 def cells(row: Row) -> list[str]:
-    """A row of the table: contender, threads, median, quartiles, ratio, its quartiles, share, peak, result's place."""
+    """A row of the table: contender, threads, median, quartiles, ratio, its quartiles, share, peak, where
+    the result goes or how many of them a second.
+    """
     if not row.ranked:
         return [row.contender, str(row.threads), row.verdict, "", "", "", "", "", ""]
     low, high = row.quartiles
@@ -49,11 +51,11 @@ def cells(row: Row) -> list[str]:
         spread if len(row.seconds) > 1 else "",
         "" if row.share is None else f"{100 * row.share:.0f} %",
         "" if row.peak is None else bytes_text(row.peak),
-        row.buffer,
+        row.buffer if row.per_second is None else f"{row.per_second:,.0f} a second".replace(",", " "),
     ]
 
 
-COLUMNS = ("contender", "threads", "median", "quartiles", "faster", "quartiles", "of copy", "peak", "buffer")
+COLUMNS = ("contender", "threads", "median", "quartiles", "faster", "quartiles", "of copy", "peak", "result")
 
 
 def show(run: Run, console: Any) -> None:
