@@ -53,17 +53,29 @@ def _by_threads(found: Sequence[Found]) -> dict[int, list[Found]]:
     return dict(sorted(groups.items()))
 
 
+# From so many classes on a row is told apart: SciPy's time grows with them, ours does not.
+_MANY = 17
+
+
+def _inputs(found: Sequence[Found]) -> str:
+    inputs = list(dict.fromkeys(charts.pretty(f.row.task) for f in found))
+    if len(inputs) <= 2:
+        return "; ".join(inputs)
+    return f"{len(inputs)} inputs of {max(f.row.num_classes for f in found)} classes and fewer"
+
+
 def readme_table(run: Run) -> str:
-    """One line for every headline and shape of result: times faster with one thread and with all."""
+    """One line for every headline, few classes and many: times faster with one thread and with all."""
     rows = []
     for headline in HEADLINES:
-        groups = _by_threads(summary.found(run, headline))
-        if not groups:
-            continue
-        inputs = list(dict.fromkeys(charts.pretty(f.row.task) for f in next(iter(groups.values()))))
-        shown = f"{len(inputs)} inputs" if len(inputs) > 2 else "; ".join(inputs)
-        spans = [summary.span(f.ratio.value for f in listed) for listed in groups.values()]
-        rows.append([f"{headline.title} ({shown})", headline.peer_text, " / ".join(spans)])
+        listed = summary.found(run, headline)
+        for many in (False, True):
+            groups = _by_threads([f for f in listed if (f.row.num_classes >= _MANY) == many])
+            if groups:
+                spans = [summary.span(f.ratio.value for f in group) for group in groups.values()]
+                inputs = _inputs([f for group in groups.values() for f in group])
+                shown = " / ".join(spans) if len(groups) > 1 else f"- / {spans[0]}"
+                rows.append([f"{headline.title}: {inputs}", headline.peer_text, shown])
     counts = sorted({row.threads for row in run.rows})
     head = ["", "against", f"times faster, {' / '.join(threads_text(count) for count in counts)}"]
     return markdown(head, rows)

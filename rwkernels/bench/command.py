@@ -114,7 +114,7 @@ def _measure(chosen: Sequence[Case], scale: str, args: argparse.Namespace, earli
     table.show(run, console)
     changes = compare.changes(earlier, run) if earlier else []
     if earlier is not None:
-        table.show_changes(changes, console)
+        table.show_changes(earlier, changes, console)
     if args.save is not None:
         for path in save(run, args.save, changes):
             console.print(f"wrote {path}", soft_wrap=True)

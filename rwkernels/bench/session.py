@@ -91,7 +91,7 @@ def machine() -> dict[str, Any]:
         "python_implementation_version": platform.python_version(),
         "python_version": platform.python_version(),
         "python_build": list(platform.python_build()),
-        "release": platform.release(),
+        "release": ".".join(platform.release().split(".")[:2]),
         "system": platform.system(),
         "cpu": {key: cpu.get(key) for key in ("brand_raw", "arch", "count", "l2_cache_size", "l3_cache_size")},
         "processors": processors(),

@@ -122,9 +122,15 @@ def _show_ends(run: Run, console: Any) -> None:
     console.print(f"[bold]{sentence(run)}[/]", soft_wrap=True)
 
 
-def show_changes(changes: Sequence[Change], console: Any) -> None:
-    """Before and after, the ratios to the peers first: they do not depend on how busy the machine was."""
+def show_changes(earlier: Run, changes: Sequence[Change], console: Any) -> None:
+    """Before and after, the ratios to the peers first: they depend least on how busy the machine was."""
     from rich.table import Table
+
+    cpu = earlier.machine.get("cpu", {}).get("brand_raw")
+    console.print(f"earlier run: {earlier.scale}, {earlier.when[:16]}, {cpu}", soft_wrap=True)
+    if not changes:
+        console.print("the two runs have no row in common (is one of them quick?)")
+        return
 
     table = Table(title="compared with the earlier run", title_justify="left", box=None, pad_edge=False)
     for column in ("row", "before", "now", "time", "faster before", "faster now", "ratio"):
