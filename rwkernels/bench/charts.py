@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rwkernels.bench import losses, maps, peers
-from rwkernels.bench.harness import COPY
+from rwkernels.bench.harness import COPIES
 from rwkernels.bench.results import Row, Run, threads_text
 from rwkernels.bench.summary import HEADLINES, best_threads, found, number, seconds_text
 
@@ -258,7 +258,7 @@ def _contenders(axes: Any, case: str, rows: Sequence[Row], page: Page) -> None:
     for at, row in enumerate(listed):
         middle = at + (0.2 if page.narrow else 0)
         if row.ranked:
-            colour = OURS if row.ours else QUIET if row.contender == COPY else OTHER
+            colour = OURS if row.ours else QUIET if row.contender in COPIES else OTHER
             axes.barh(middle, row.median, height=0.62 if not page.narrow else 0.4, color=colour, zorder=2)
             axes.plot(row.quartiles, [middle, middle], color=TEXT, linewidth=1.3)
             end = max(row.median, row.quartiles[1])
@@ -376,8 +376,8 @@ def roofline(run: Run, device: str = "cpu") -> Callable[[Page], Any] | None:
     rows = [
         r for r in run.rows if r.ranked and r.threads == count and r.device == device and "reference" not in r.contender
     ]
-    rows = [row for row in rows if row.contender != COPY and any(row.family in kind[3] for kind in kinds)]
-    copies = _copies([r for r in run.rows if r.contender == COPY and r.threads == count and r.device == device])
+    rows = [row for row in rows if row.contender not in COPIES and any(row.family in kind[3] for kind in kinds)]
+    copies = _copies([r for r in run.rows if r.contender in COPIES and r.threads == count and r.device == device])
     if not rows or not copies:
         return None
 

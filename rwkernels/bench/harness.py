@@ -20,6 +20,8 @@ from rwkernels.bench import clock as clocks
 from rwkernels.bench.clock import Clock
 
 COPY = "copy of the same bytes"
+COPY_DENSE = "copy of the dense bytes"
+COPIES = (COPY, COPY_DENSE)
 RIGHT, WRONG, MISSING, FAILED = "right", "wrong", "missing", "failed"
 
 
@@ -188,11 +190,11 @@ def ratio(numerator: Measured, denominator: Measured) -> tuple[float, tuple[floa
     return value, (low, high)
 
 
-def copy_contender(moved: int, device: torch.device | str = "cpu") -> Contender:
+def copy_contender(moved: int, device: torch.device | str = "cpu", name: str = COPY) -> Contender:
     """The floor: a copy that reads half of `moved` bytes and writes the other half."""
     source = torch.ones(max(moved // 8, 1), device=device)
     target = torch.zeros_like(source)
-    return Contender(COPY, lambda: target.copy_(source), moved=max(moved, 8), buffer="reused")
+    return Contender(name, lambda: target.copy_(source), moved=max(moved, 8), buffer="reused")
 
 
 def copy_bandwidth(threads: int, device: torch.device | str = "cpu", moved: int = 1 << 28) -> float:

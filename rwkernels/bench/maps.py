@@ -152,10 +152,12 @@ def _per_class_map(name: str, task: Task, device: str, check: Check) -> Contende
     library = peers.library(name, device)
     if library.missing:
         return absent(name, library.missing)
-    masks = truth.one_hot(task)
+    masks, moved = truth.one_hot(task), (1 + 4 * task.num_classes) * task.pixels
     images = [library.prepare(image, task.spacing) for image in masks]
     if library.device == "cuda":
-        return Contender(name, gpu_per_class_map(library, images, masks.shape, device), check, buffer="fresh")
+        return Contender(
+            name, gpu_per_class_map(library, images, masks.shape, device), check, buffer="fresh", moved=moved
+        )
 
     def run() -> Tensor:
         maps = np.zeros(masks.shape, np.float32)
@@ -165,7 +167,7 @@ def _per_class_map(name: str, task: Task, device: str, check: Check) -> Contende
         maps[maps == 0] = 1
         return torch.from_numpy(maps).to(device)
 
-    return Contender(name, run, check, buffer="fresh")
+    return Contender(name, run, check, buffer="fresh", moved=moved)
 
 
 def gpu_per_class_map(
@@ -189,7 +191,8 @@ def _paper(task: Task, device: str, check: Check) -> Contender:
         return absent(peers.SCIPY, "scipy is not installed")
     seconds = truth.paper_run(task).seconds
     if seconds > EFFORTS["full"].once:
-        return Contender(peers.SCIPY, lambda: None, seconds=seconds, buffer="fresh")
+        moved = (1 + 4 * task.num_classes) * task.pixels
+        return Contender(peers.SCIPY, lambda: None, seconds=seconds, buffer="fresh", moved=moved)
     return _per_class_map(peers.SCIPY, task, device, check)
 
 

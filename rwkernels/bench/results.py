@@ -18,7 +18,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from rwkernels.bench.harness import COPY, RIGHT
+from rwkernels.bench.harness import COPIES, RIGHT
 
 FORMAT = 1
 _DIGITS = 5
@@ -307,7 +307,7 @@ def with_curves(rows: Sequence[Row]) -> tuple[list[Row], list[Curve]]:
     """The curves of all rows that lie on one, and the rows with the exponents filled in."""
     groups: dict[tuple[str, str, int, str], list[Row]] = {}
     for row in rows:
-        if row.curve and row.ranked and row.contender != COPY:
+        if row.curve and row.ranked and row.contender not in COPIES:
             groups.setdefault(_key(row), []).append(row)
     curves, exponents = [], {}
     for key, group in groups.items():

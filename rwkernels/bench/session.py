@@ -19,7 +19,9 @@ import rwkernels as rw
 from rwkernels.bench import clock as clocks
 from rwkernels.bench import memory
 from rwkernels.bench.harness import (
+    COPIES,
     COPY,
+    COPY_DENSE,
     EFFORTS,
     FAILED,
     RIGHT,
@@ -162,16 +164,31 @@ def _row(case: Case, contender: Contender, threads: int, measured: dict[str, Mea
     row = replace(row, moved=contender.moved or case.moved)
     if not found.seconds:
         return row
-    peer, copy = measured[case.peer], measured[COPY]
+    peer, copy, copied = measured[case.peer], measured[COPY], case.moved
+    if row.moved > _MUCH_MORE * case.moved:
+        copy, copied = measured[COPY_DENSE], max(row.moved, 1)
     if peer.seconds:
         value, (low, high) = ratio(peer, found)
         row = replace(row, ratio=value, ratio_low=low, ratio_high=high)
     goals = [replace(goal, goal=goal.goal if judged else None) for goal in case.goals if goal.ours == contender.name]
     ratios = tuple(r for r in (_comparison(goal, measured) for goal in goals if goal.kind != "memory") if r)
     # Speed over that of the copy: bytes over time of both.
-    share = ratio(copy, found)[0] * row.moved / case.moved if copy.seconds else None
+    share = ratio(copy, found)[0] * row.moved / copied if copy.seconds else None
     per_second = case.task.shape[0] / found.median if case.unit == "map" else None
     return replace(row, seconds=tuple(found.seconds), ratios=ratios, share=share, per_second=per_second)
+
+
+def _with_copies(case: Case, device: torch.device) -> list[Contender]:
+    """The contenders and the copy; a second one where somebody writes so much more that caches matter."""
+    contenders = case.make()
+    copies = [copy_contender(case.moved, device)]
+    most = max(contender.moved or 0 for contender in contenders)
+    if most > _MUCH_MORE * case.moved:
+        copies.append(copy_contender(most, device, COPY_DENSE))
+    return [*contenders, *copies]
+
+
+_MUCH_MORE = 2
 
 
 def _with_peak(case: Case, row: Row, peaks: dict[str, int], judged: bool) -> Row:
@@ -204,7 +221,7 @@ def _peaks(
     case: Case, contenders: Sequence[Contender], rows: Sequence[Row], threads: int, server: memory.Server | None
 ) -> dict[str, int]:
     """Peak memory of those that are right and quick enough to run twice more."""
-    names = sorted({row.contender for row in rows if row.ranked and row.median < _SLOW and row.contender != COPY})
+    names = sorted({row.contender for row in rows if row.ranked and row.median < _SLOW and row.contender not in COPIES})
     if case.memory == "ours":
         names = [name for name in names if name.startswith("rwkernels") or name == case.peer]
     if case.memory == "" or not names:
@@ -228,7 +245,7 @@ def measure_case(
     try:
         device = torch.device(case.device)
         clock = clocks.of(device)
-        contenders = [*case.make(), copy_contender(case.moved, device)]
+        contenders = _with_copies(case, device)
         for count in counts:
             progress(case, count, 0.0)
             measured = interleave(contenders, count, EFFORTS[scale], clock)

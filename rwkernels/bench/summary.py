@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from rwkernels.bench import losses, maps, peers, steps
-from rwkernels.bench.harness import COPY, FAILED, MISSING, WRONG
+from rwkernels.bench.harness import COPIES, FAILED, MISSING, WRONG
 from rwkernels.bench.results import Ratio, Row, Run, threads_text
 
 
@@ -127,7 +127,7 @@ def losing(run: Run) -> list[tuple[Row, Ratio]]:
         if row.ratio is not None and row.peer not in {r.peer for r in ratios} and not row.peer.startswith("rwkernels"):
             ratios.append(Ratio(row.peer, row.ratio, row.ratio_low or row.ratio, row.ratio_high or row.ratio))
         for ratio in ratios:
-            slower = ratio.kind == "faster" and ratio.value < 1 and ratio.peer != COPY
+            slower = ratio.kind == "faster" and ratio.value < 1 and ratio.peer not in COPIES
             if ratio.met is False or slower:
                 listed.append((row, ratio))
     return listed
