@@ -66,6 +66,7 @@ def _inputs(found: Sequence[Found]) -> str:
 
 def readme_table(run: Run) -> str:
     """One line for every headline, few classes and many: times faster with one thread and with all."""
+    counts = sorted({row.threads for row in run.rows})
     rows = []
     for headline in HEADLINES:
         listed = summary.found(run, headline)
@@ -74,9 +75,8 @@ def readme_table(run: Run) -> str:
             if groups:
                 spans = [summary.span(f.ratio.value for f in group) for group in groups.values()]
                 inputs = _inputs([f for group in groups.values() for f in group])
-                shown = " / ".join(spans) if len(groups) > 1 else f"- / {spans[0]}"
+                shown = " / ".join(spans) if len(groups) == len(counts) else f"- / {spans[0]}"
                 rows.append([f"{headline.title}: {inputs}", headline.peer_text, shown])
-    counts = sorted({row.threads for row in run.rows})
     head = ["", "against", f"times faster, {' / '.join(threads_text(count) for count in counts)}"]
     return markdown(head, rows)
 
@@ -91,6 +91,7 @@ def readme_part(run: Run) -> str:
         f"{machine['cpu'].get('brand_raw') or machine['processor']} ({machine['instruction_set']}), torch "
         f"{machine['versions']['torch'].split('+')[0]}."
     )
+    about = " ".join([about, *summary.caveats(run)])
     slower = [pair for pair in lost if pair[1].kind == "faster" and pair[1].value < 1]
     honest = (
         f"{met} of {goals} goals are met; in {len(slower)} of {sum(row.ours for row in run.rows)} rows it is slower"
@@ -189,7 +190,7 @@ def _grid(run: Run) -> str:
 def document_parts(run: Run) -> dict[str, str]:
     """What stands between the markers of docs/benchmarks.md."""
     return {
-        "sentence": f"**{summary.sentence(run)}**",
+        "sentence": "\n\n".join([f"**{summary.sentence(run)}**", *summary.caveats(run)]),
         "machine": _machine(run),
         "losing": _losing(run),
         "unranked": _unranked(run),

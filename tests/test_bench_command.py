@@ -210,6 +210,16 @@ def test_a_row_that_is_slower_than_a_peer_is_shown_as_losing():
     assert summary.goals(Run("full", {}, {}, [slow])) == (0, 1)
 
 
+def test_a_busy_machine_an_interrupted_and_a_quick_run_are_said_to_be_so():
+    quiet = Run("full", {"load_average": 0.3, "processors": 2}, {})
+    assert summary.caveats(quiet) == []
+    told = summary.caveats(
+        replace(quiet, scale="quick", machine={"load_average": 9.0, "processors": 2}, interrupted=True)
+    )
+    assert len(told) == 3
+    assert any("9.0 processes" in text for text in told)
+
+
 # --- pytest benchmarks/ ----------------------------------------------------------------------------------------
 
 

@@ -17,6 +17,7 @@ from rwkernels.bench.summary import (
     HEADLINES,
     best_threads,
     bytes_text,
+    caveats,
     found,
     goals,
     losing,
@@ -69,10 +70,7 @@ def _honest(run: Run) -> str:
     words.append(f'<a href="#losing">{len(lost)} rows where it loses or misses a goal</a>.' if lost else "")
     names = unranked(run)
     words.append(f'<a href="#unranked">{len(names)} contenders not ranked</a>: missing, or wrong.' if names else "")
-    if run.interrupted:
-        words.append("<strong>The run was interrupted: this is a part of it.</strong>")
-    if run.scale != "full":
-        words.append(f"A {run.scale} run: inputs are smaller than those of a full one.")
+    words += [f"<strong>{escape(text)}</strong>" for text in caveats(run)]
     return " ".join(word for word in words if word)
 
 

@@ -97,6 +97,7 @@ def machine() -> dict[str, Any]:
         "system": platform.system(),
         "cpu": {key: cpu.get(key) for key in ("brand_raw", "arch", "count", "l2_cache_size", "l3_cache_size")},
         "processors": processors(),
+        "load_average": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         "instruction_set": instruction_sets()[0],
         "backends": [str(status) for status in rw.backends()],
         "versions": versions,

@@ -117,6 +117,22 @@ def sentence(run: Run) -> str:
     return f"On {machine} with {threads_text(count)}, rwkernels {listed}."
 
 
+def caveats(run: Run) -> list[str]:
+    """What a reader has to know before believing a number."""
+    listed = []
+    if run.interrupted:
+        listed.append("The run was interrupted: this is a part of it.")
+    if run.scale != "full":
+        listed.append(f"A {run.scale} run: inputs are smaller than those of a full one, and have no goals.")
+    load, most = run.machine.get("load_average"), run.machine.get("processors", 1)
+    if load is not None and load > 0.5 * most:
+        listed.append(
+            f"The machine was busy: {load:.1f} processes wanted to run on its {most} processors when it began. Ratios "
+            "on one thread hold roughly; on several threads, who waits for a thread that is not running looks slow."
+        )
+    return listed
+
+
 def losing(run: Run) -> list[tuple[Row, Ratio]]:
     """Where this package is slower than somebody it raced against as itself, or misses a goal."""
     listed = []

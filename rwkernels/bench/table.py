@@ -11,7 +11,7 @@ from typing import Any
 from rwkernels.bench.compare import Change
 from rwkernels.bench.registry import Case
 from rwkernels.bench.results import Ratio, Row, Run, threads_text
-from rwkernels.bench.summary import bytes_text, goals, losing, number, seconds_text, sentence, unranked
+from rwkernels.bench.summary import bytes_text, caveats, goals, losing, number, seconds_text, sentence, unranked
 
 SIGNS = {"faster": "≥", "within": "≤", "memory": "≤"}
 
@@ -119,6 +119,8 @@ def _show_ends(run: Run, console: Any) -> None:
         console.print(f"{met} of {all_goals} goals met")
     for threads, speed in run.bandwidth.items():
         console.print(f"a large copy reads and writes {speed / 1e9:.1f} GB/s on {threads_text(threads)}")
+    for text in caveats(run):
+        console.print(f"[yellow]{text}[/]", soft_wrap=True)
     console.print(f"[bold]{sentence(run)}[/]", soft_wrap=True)
 
 
