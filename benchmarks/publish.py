@@ -66,7 +66,7 @@ def _inputs(found: Sequence[Found]) -> str:
 
 def readme_table(run: Run) -> str:
     """One line for every headline, few classes and many: times faster with one thread and with all."""
-    counts = sorted({row.threads for row in run.rows})
+    counts = sorted({row.threads for row in run.rows if row.axis != "threads"})
     rows = []
     for headline in HEADLINES:
         listed = summary.found(run, headline)

@@ -72,6 +72,18 @@ def test_a_moved_label_is_noticed(make, monkeypatch):
     assert all(judged(found[name]()) for name in (names if maps.COMPACT in found else (maps.OURS, maps.REUSED)))
 
 
+def test_256_classes_are_no_overflow_where_labels_are_shifted_by_one():
+    task = Task("", "random", (1, 40, 40), 256)
+    assert int(labels(task).max()) == 255
+    right(maps.rectified_makers(task, "cpu"), [maps.COMPACT, maps.EDT_FINISH, peers.SCIPY])
+    affordable = truth.foreground(task)
+    truth.foreground.cache_clear()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(truth, "SCIPY_LIMIT", 0)
+        assert truth.mismatch(truth.foreground(task), affordable) is None
+    truth.foreground.cache_clear()
+
+
 def test_distances_with_one_wrong_value_are_refused():
     makers = maps.distance_makers(TASK, "cpu", known=True)
     ours = makers[maps.OURS]()

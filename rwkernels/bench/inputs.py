@@ -6,7 +6,10 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, lru_cache
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -183,6 +186,14 @@ _PATTERNS: dict[str, Callable[[Task, torch.Generator], Tensor]] = {
 def labels(task: Task) -> Tensor:
     """The labels of a task, uint8 [B, *S]."""
     return _PATTERNS[task.pattern](task, torch.Generator().manual_seed(2022))
+
+
+def labels_plus_one(task: Task) -> npt.NDArray[Any]:
+    """The labels for the `edt` package, which takes 0 for background; in a type that holds 256 where that is needed."""
+    found = labels(task).numpy()
+    wide = found.astype(np.uint16) if task.num_classes > 255 else found
+    plus_one: npt.NDArray[Any] = wide + 1
+    return plus_one
 
 
 @lru_cache(maxsize=1)

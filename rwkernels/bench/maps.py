@@ -17,7 +17,7 @@ from torch import Tensor
 import rwkernels as rw
 from rwkernels.bench import peers, truth
 from rwkernels.bench.harness import EFFORTS, Contender, absent
-from rwkernels.bench.inputs import Task, labels
+from rwkernels.bench.inputs import Task, labels, labels_plus_one
 
 OURS, REUSED = "rwkernels", "rwkernels, reused buffer"
 COMPACT, COMPACT_REUSED = "rwkernels compact", "rwkernels compact, reused buffer"
@@ -45,9 +45,9 @@ def on_host(result: Any) -> Tensor:
 
 
 def _edt_distances(task: Task) -> Callable[[], list[Any]]:
-    """The multi-label transform of the `edt` package, image by image; it takes 0 for background, hence labels + 1."""
+    """The multi-label transform of the `edt` package, image by image."""
     edt = importlib.import_module("edt")
-    plus_one = labels(task).numpy() + 1
+    plus_one = labels_plus_one(task)
     spacing = task.spacing or (1.0,) * len(task.image_shape)
     return lambda: [edt.edt(image, anisotropy=spacing, parallel=torch.get_num_threads()) for image in plus_one]
 

@@ -285,14 +285,16 @@ def _scaling_cases(scale: str, device: str) -> Iterable[Case]:
             yield _map_point(task, point, device, scale)
             # The gradient of 256^3 pixels and 4 classes is 268 MB: no more is learnt from it than from 128^3.
             if task.pixels <= 5_000_000:
-                point = replace(point, curve=f"loss, pixels, {axes}D")
+                point = replace(point, curve=f"loss, pixels, {axes}D", limit=None)  # it leaves the caches on the way
                 yield _loss_point(task, point, device)
     for task in class_tasks(scale):
         yield _map_point(task, Point("map, classes", "classes", task.num_classes), device, scale)
-        yield _loss_point(task, Point("loss, classes", "classes", task.num_classes), device)
+        if scale != "quick":
+            yield _loss_point(task, Point("loss, classes", "classes", task.num_classes), device)
     for task in batch_tasks(scale):
         yield _map_point(task, Point("map, batch", "batch", task.shape[0]), device, scale)
-        yield _loss_point(task, Point("loss, batch", "batch", task.shape[0]), device)
+        if scale != "quick":
+            yield _loss_point(task, Point("loss, batch", "batch", task.shape[0]), device)
     for case in (
         _map_point(map_tasks(scale)[1], Point("map, threads", "threads", 0), device, scale),
         _loss_point(loss_tasks(scale)[1], Point("loss, threads", "threads", 0), device),
@@ -316,14 +318,17 @@ _FAMILIES = (
 def cases(scale: str, device: str = "cpu") -> list[Case]:
     """All cases on `device` ("cpu" or "cuda"), in the order in which they run."""
     found = [replace(case, device=device) for make in _FAMILIES for case in make(scale, device)]
-    found = [_quicker(case) for case in found] if scale == "quick" else found
+    if scale == "quick":
+        found = [_quicker(case) for case in found]
+    if scale != "full":  # goals and limits are set for the full inputs
+        found = [replace(case, point=case.point and replace(case.point, limit=None)) for case in found]
     return [replace(case, effort=case.effort * _pace(case, scale)) for case in found]
 
 
 # Seconds that a case of a family really takes, over what its formula says.
 _PACES: dict[str, dict[str, float]] = {
     "full": {"loss grid": 1.0, "data loader": 2.0, "scaling": 2.0, "whole step": 2.0},
-    "quick": {"loss grid": 0.25, "data loader": 1.0, "scaling": 1.5, "whole step": 0.7, "boundary map": 0.5},
+    "quick": {"loss grid": 0.15, "data loader": 0.5, "scaling": 1.0, "loss": 0.5, "boundary map": 0.5},
     "tiny": {},
 }
 _PACE = {"full": 1.0, "quick": 0.35, "tiny": 0.3}
@@ -335,9 +340,8 @@ def _pace(case: Case, scale: str) -> float:
 
 
 def _quicker(case: Case) -> Case:
-    """A case of a quick run: all threads only but for the main rows, memory of ours and of the peer."""
-    main = case.family in ("distance", "rectified map", "loss kernel") or bool(case.goals and case.family == "loss")
-    grid = case.task.pattern == "random" and case.family == "loss"
-    if case.threads == "1 and all" and (grid or not main):
-        case = replace(case, threads="all")
-    return replace(case, memory="" if grid or not case.memory else "ours")
+    """A case of a quick run: one thread and the peaks of ours and of the peer for the main rows only."""
+    main = case.family == "loss" and bool(case.goals) and case.task.pattern != "random"
+    main = main or (case.family == "rectified map" and case.task.name in ("T1", "T2"))
+    threads = "all" if case.threads == "1 and all" and not main else case.threads
+    return replace(case, threads=threads, memory="ours" if main else "")

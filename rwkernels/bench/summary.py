@@ -73,8 +73,8 @@ def _of_grid(row: Row) -> bool:
 
 
 def best_threads(run: Run) -> int:
-    """The larger number of threads: all of them."""
-    return max((row.threads for row in run.rows if row.device == "cpu"), default=1)
+    """The larger number of threads that was asked for: all of them, as a rule."""
+    return max((row.threads for row in run.rows if row.device == "cpu" and row.axis != "threads"), default=1)
 
 
 def number(value: float) -> str:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from rwkernels.bench.inputs import Task, labels, odd_pixel
+from rwkernels.bench.inputs import Task, labels, labels_plus_one, odd_pixel
 
 # Pixels times classes up to which SciPy is asked outside the rows where it is the peer anyway.
 SCIPY_LIMIT = 20_000_000
@@ -120,8 +120,8 @@ def foreground(task: Task) -> Tensor | None:
         return None
     found = torch.empty(task.shape)
     spacing = task.spacing or (1.0,) * len(task.image_shape)
-    for image, values in zip(labels(task), found, strict=True):
-        distances = edt.edt(image.numpy() + 1, anisotropy=spacing, parallel=torch.get_num_threads())
+    for image, plus_one, values in zip(labels(task), labels_plus_one(task), found, strict=True):
+        distances = edt.edt(plus_one, anisotropy=spacing, parallel=torch.get_num_threads())
         for k in range(task.num_classes):
             inside = (image == k).numpy()
             if inside.any():
