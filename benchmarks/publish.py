@@ -93,9 +93,8 @@ def readme_part(run: Run) -> str:
     )
     about = " ".join([about, *summary.caveats(run)])
     slower = [pair for pair in lost if pair[1].kind == "faster" and pair[1].value < 1]
-    honest = (
-        f"{met} of {goals} goals are met; in {len(slower)} of {sum(row.ours for row in run.rows)} rows it is slower"
-    )
+    began = f"{met} of {goals} goals are met; in" if goals else "In"
+    honest = f"{began} {len(slower)} of {sum(row.ours for row in run.rows)} rows it is slower"
     honest += " than somebody it was raced against ([which](docs/benchmarks.md#where-it-loses))."
     return f"{about}\n\n{readme_table(run)}\n\n{honest}"
 

@@ -115,7 +115,7 @@ def test_the_cases_are_listed_without_measuring(capsys):
     assert cli.main(["bench", "--list", "--only", "^distance: T1"]) == 0
     printed = capsys.readouterr().out
     assert "distance: T1 16x256^2 K=4  (threads 1" in printed
-    assert "1 cases, estimated" in printed
+    assert "1 case, estimated" in printed
 
 
 @pytest.mark.parametrize(

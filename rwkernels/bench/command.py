@@ -17,7 +17,7 @@ import torch
 from rwkernels.bench import compare, html, results, session, table
 from rwkernels.bench.registry import Case
 from rwkernels.bench.results import Run, threads_text
-from rwkernels.bench.summary import goals
+from rwkernels.bench.summary import counted, goals
 
 NAME = "rwkernels-bench"
 INTERRUPTED = 130
@@ -67,7 +67,7 @@ def _list(chosen: Sequence[Case], threads: Sequence[int] | None) -> None:
         counts = ", ".join(map(str, session.thread_counts(case, threads)))
         print(f"{case.id}  (threads {counts}; against {case.peer})\n    {'; '.join(case.names)}")
     total = session.effort(chosen, threads)
-    print(f"{len(chosen)} cases, estimated {total / 60:.1f} minutes")
+    print(f"{counted(len(chosen), 'case')}, estimated {total / 60:.1f} minutes")
 
 
 def _native_is_missing() -> str | None:
@@ -107,7 +107,7 @@ def _measure(chosen: Sequence[Case], scale: str, args: argparse.Namespace, earli
     total = session.effort(chosen, args.threads)
     threads = args.threads or sorted({1, session.processors()})
     told = " and ".join(threads_text(count) for count in threads)
-    console.print(f"{len(chosen)} cases on {told}, estimated {total / 60:.1f} minutes", soft_wrap=True)
+    console.print(f"{counted(len(chosen), 'case')} on {told}, estimated {total / 60:.1f} minutes", soft_wrap=True)
     with table.Bar(total) as bar:
         run = session.measure(chosen, scale, args.threads, bar)
     run.when = datetime.now(timezone.utc).isoformat(timespec="seconds")

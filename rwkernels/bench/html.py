@@ -18,6 +18,7 @@ from rwkernels.bench.summary import (
     best_threads,
     bytes_text,
     caveats,
+    counted,
     found,
     goals,
     losing,
@@ -67,9 +68,11 @@ def _honest(run: Run) -> str:
     words = [f"{len({row.case for row in run.rows})} cases, {sum(row.ranked for row in run.rows)} rows."]
     if all_goals:
         words.append(f"{met} of {all_goals} goals met.")
-    words.append(f'<a href="#losing">{len(lost)} rows where it loses or misses a goal</a>.' if lost else "")
+    words.append(f'<a href="#losing">{counted(len(lost), "row")} where it loses or misses a goal</a>.' if lost else "")
     names = unranked(run)
-    words.append(f'<a href="#unranked">{len(names)} contenders not ranked</a>: missing, or wrong.' if names else "")
+    words.append(
+        f'<a href="#unranked">{counted(len(names), "contender")} not ranked</a>: missing, or wrong.' if names else ""
+    )
     words += [f"<strong>{escape(text)}</strong>" for text in caveats(run)]
     return " ".join(word for word in words if word)
 
@@ -115,7 +118,9 @@ def _tables(run: Run) -> str:
     parts = []
     for family, by_case in families.items():
         inner = "".join(_case_table(case, rows) for case, rows in by_case.items())
-        parts.append(f"<details><summary>{escape(family)} <span>{len(by_case)} cases</span></summary>{inner}</details>")
+        parts.append(
+            f"<details><summary>{escape(family)} <span>{counted(len(by_case), 'case')}</span></summary>{inner}</details>"
+        )
     return "".join(parts)
 
 

@@ -166,6 +166,11 @@ def unranked(run: Run) -> list[tuple[str, str, list[Row]]]:
     return [(name, reason, rows) for (name, reason), rows in groups.items()]
 
 
+def counted(count: int, what: str) -> str:
+    """1 row, 2 rows."""
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
+
 def seconds_text(value: float) -> str:
     """A time with its unit."""
     if value != value:
