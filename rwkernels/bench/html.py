@@ -118,9 +118,8 @@ def _tables(run: Run) -> str:
     parts = []
     for family, by_case in families.items():
         inner = "".join(_case_table(case, rows) for case, rows in by_case.items())
-        parts.append(
-            f"<details><summary>{escape(family)} <span>{counted(len(by_case), 'case')}</span></summary>{inner}</details>"
-        )
+        head = f"{escape(family)} <span>{counted(len(by_case), 'case')}</span>"
+        parts.append(f"<details><summary>{head}</summary>{inner}</details>")
     return "".join(parts)
 
 
