@@ -117,11 +117,21 @@ def contenders(setting: Setting) -> list[Contender]:
     return [
         Contender("no map", loader(), lambda batch: any_map),
         Contender("MapLoader", MapLoader(loader(), CLASSES), lambda batch: batch[2]),
+        Contender("MapLoader, all threads", MapLoader(loader(), CLASSES, threads=None), lambda batch: batch[2]),
         Contender("map in the loss (RegionWiseLoss)", loader(), lambda batch: rw.rectified_map(batch[1], CLASSES)),
         Contender("AddMap in workers", loader(transform=AddMap(CLASSES)), lambda batch: batch[2]),
         Contender("MapCollate in workers", loader(collate=MapCollate(CLASSES)), lambda batch: batch[2]),
         Contender("the paper's way (SciPy in the loss)", loader(), lambda batch: scipy_map(batch[1]), eager_loss),
     ]
+
+
+def check(racing: list[Contender]) -> None:
+    """Every map is the one of SciPy, before anything is timed."""
+    for contender in racing[1:]:
+        batch = next(iter(contender.loader))
+        maps = contender.map_of(batch)
+        dense = maps.dense() if isinstance(maps, rw.RectifiedMap) else maps
+        torch.testing.assert_close(dense, scipy_map(batch[1]), msg=lambda text, c=contender: f"{c.name}: {text}")
 
 
 def trainer(setting: Setting) -> Callable[[Tensor, Any, Loss], None]:
@@ -205,15 +215,16 @@ def memory(setting: Setting, batches: int) -> str:
     return f"MiB after every {tenth} batches: {shown}\ngrowth over {batches} batches: {last / first - 1:+.2%}"
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.loader", description=__doc__)
     parser.add_argument("--tiny", action="store_true", help="sizes too small to mean anything: does it run?")
     parser.add_argument("--memory", action="store_true", help="watch the memory over 2,000 batches")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="threads of the training step")
     parser.add_argument("--workers", type=int, default=1, help="worker processes of every loader")
+    parser.add_argument("--step", nargs="+", choices=["unet", "device"], default=["unet", "device"])
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--width", type=int, default=8, help="channels of the first level of the U-Net")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     setting = Setting(workers=options.workers, turns=options.turns, width=options.width)
     if options.memory:
@@ -225,12 +236,18 @@ def main() -> None:
     if options.memory:
         print(memory(setting, 20 if options.tiny else 2000))
         return
-    racing = contenders(setting)
-    measure(racing, trainer(setting), setting)
-    print(f"a U-Net of {setting.width} channels on the same cores\n\n{table(racing)}\n")
-    racing = contenders(setting)
-    measure(racing, lambda images, maps, loss: time.sleep(setting.pretend), replace(setting, steps=5 * setting.steps))
-    print(f"a step of {setting.pretend * 1e3:.0f} ms on another device: the loop sleeps\n\n{table(racing)}")
+    if "unet" in options.step:
+        racing = contenders(setting)
+        check(racing)
+        measure(racing, trainer(setting), setting)
+        print(f"a U-Net of {setting.width} channels on the same cores\n\n{table(racing)}\n", flush=True)
+    if "device" in options.step:
+        racing = contenders(setting)
+        check(racing)
+        measure(
+            racing, lambda images, maps, loss: time.sleep(setting.pretend), replace(setting, steps=5 * setting.steps)
+        )
+        print(f"a step of {setting.pretend * 1e3:.0f} ms on another device: the loop sleeps\n\n{table(racing)}")
 
 
 if __name__ == "__main__":

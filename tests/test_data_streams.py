@@ -109,6 +109,14 @@ def test_labels_that_the_callers_stream_may_still_write_are_waited_for(log):
     assert log[4:] == ["current waits for event", (address, "current")]
 
 
+def test_largest_distances_that_are_on_the_device_are_waited_for_too(log):
+    class_max = torch.ones(2, CLASSES).as_subclass(Fake)
+    batch = {"label": torch.zeros(2, 5, 7).long(), "max": class_max}
+    next(iter(MapLoader([batch], CLASSES, device="cuda", class_max_key="max")))
+    assert log[0] == "side waits for current"
+    assert (class_max.data_ptr(), "side") in log
+
+
 def test_an_error_of_a_launch_comes_with_its_batch_and_leaves_the_current_stream_alone(log, monkeypatch):
     good, bad = torch.zeros(2, 5, 7).long(), torch.ones(2, 5, 7).long()
 

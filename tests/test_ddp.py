@@ -98,6 +98,28 @@ def test_bad_groups_are_refused():
         rw.RegionWiseLoss(process_group="world", reduction="none")
 
 
+@pytest.mark.gpu
+def test_on_a_gpu_the_sum_over_processes_does_not_make_the_host_wait(tmp_path):
+    from rwkernels import distributed
+
+    if not dist.is_nccl_available():
+        pytest.skip("torch comes without NCCL")
+    logits = torch.randn(2, CLASSES, 64, 48, device="cuda", requires_grad=True)
+    labels = torch.randint(-1, CLASSES, (2, 64, 48), device="cuda")
+    loss_fn = rw.RegionWiseLoss(ignore_index=-1)
+    dist.init_process_group("nccl", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
+    try:
+        counts = rw.rectified_map(labels, CLASSES, ignore_index=-1).image_count
+        for mode in ("default", "error"):  # the first call compiles and opens the connection
+            torch.cuda.set_sync_debug_mode(mode)
+            loss = distributed.weighted(loss_fn(logits, labels), distributed.pixels_of(logits, counts), "world")
+            loss.backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+        dist.destroy_process_group()
+    torch.testing.assert_close(loss, loss_fn(logits, labels))
+
+
 def test_the_world_of_a_single_process_is_that_process():
     images, labels = batch()
     logits = torch.randn(IMAGES, CLASSES, *images.shape[2:], requires_grad=True)

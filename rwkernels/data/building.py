@@ -119,6 +119,11 @@ class MapBuilder:
         class_max = self._class_max(sample)
         return self._limited(labels[None], spacing, None if class_max is None else class_max[None])[0]
 
+    def other_tensors(self, batch: Any) -> list[Tensor]:
+        """What the map is computed from besides labels."""
+        class_max = self._class_max(batch)
+        return [] if class_max is None else [class_max]
+
     def _class_max(self, batch: Any) -> Tensor | None:
         if self.class_max_key is None:
             return None

@@ -191,7 +191,7 @@ class MapIterator:
             _refuse_cuda_in_worker(device)
             if self._stream is None:
                 self._stream = ahead.SideStream(device)
-            finish = self._stream.start(work, [labels])
+            finish = self._stream.start(work, [labels, *self._builder.other_tensors(batch)])
         else:
             finish = ahead.at_once(work)
         return partial(_complete, self._builder.map_key, batch, key, labels, finish)
