@@ -27,6 +27,7 @@ def use_the_pool_of_the_parent() -> None:
     rw.RegionWiseLoss()(logits, labels).backward()
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than this machine has cores
 @pytest.mark.parametrize("num_workers", range(5))
 @pytest.mark.parametrize("start_method", START_METHODS)
 def test_workers_of_every_kind_make_maps_after_the_parent_used_its_threads(start_method, num_workers, restore_threads):
