@@ -77,7 +77,7 @@ def use_three_threads(_: int) -> None:
 
 def width_map(labels: Tensor) -> Tensor:
     """The threads that the core may use here, and those that the process has more than when it was asked before."""
-    labels = labels.repeat(40, 10, 10)
+    labels = labels.repeat(10, 6, 8)  # more than are worth waking a thread for
     tasks = len(os.listdir("/proc/self/task"))
     rw.rectified_map(labels, CLASSES)
     return torch.tensor([[native.threads(), len(os.listdir("/proc/self/task")) - tasks]])

@@ -10,6 +10,7 @@ from data_cases import CLASSES, Images, Sample, assert_is_map_of, use_three_thre
 from torch.utils.data import DataLoader, get_worker_info
 
 import rwkernels as rw
+from rwkernels.backends import native
 from rwkernels.data import AddMap, MapCollate, MapLoader
 
 START_METHODS = ["fork", "spawn", "forkserver"]
@@ -22,8 +23,8 @@ def quick_start():
 
 def use_the_pool_of_the_parent() -> None:
     torch.set_num_threads(max(2, torch.get_num_threads()))
-    labels = torch.randint(CLASSES, (16, 128, 128))
-    logits = torch.zeros(16, CLASSES, 128, 128, requires_grad=True)
+    labels = torch.randint(CLASSES, (9, 128, 128))
+    logits = torch.zeros(9, CLASSES, 128, 128, requires_grad=True)
     rw.RegionWiseLoss()(logits, labels).backward()
 
 
@@ -56,23 +57,29 @@ def test_workers_of_every_kind_make_maps_after_the_parent_used_its_threads(start
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/task"), reason="needs /proc to count the threads of a process")
 @pytest.mark.parametrize(
-    ("start_method", "init"),
-    # OpenMP, and so torch with three threads, hangs in a forked worker.
-    [("fork", None), ("forkserver", use_three_threads)],
-    ids=["as-pytorch-starts-it", "with-three-threads-of-torch"],
+    ("start_method", "init", "options", "expected"),
+    [
+        ("fork", None, {}, [1, 0]),
+        ("fork", None, {"threads": 3}, [3, 2]),
+        ("forkserver", use_three_threads, {}, [1, 0]),  # not forked: there OpenMP, and so torch with threads, hangs
+    ],
+    ids=["as-pytorch-starts-it", "unless-it-is-told-to", "whatever-torch-uses"],
 )
-def test_a_worker_uses_one_thread(start_method, init, restore_threads):
+def test_a_worker_uses_one_thread(start_method, init, options, expected, restore_threads):
+    reason = native.can_run(torch.device("cpu"))
+    if reason is not None:
+        pytest.skip(f"the threads are those of the native backend: {reason}")
     use_the_pool_of_the_parent()
     loader = DataLoader(
         Images(size=4),
         batch_size=2,
         num_workers=2,
-        collate_fn=MapCollate(CLASSES, maps=width_map),
+        collate_fn=MapCollate(CLASSES, maps=width_map, **options),
         multiprocessing_context=start_method,
         worker_init_fn=init,
         timeout=60,
     )
-    assert [batch[2].tolist() for batch in loader] == [[[1, 0]], [[1, 0]]]
+    assert [batch[2].tolist() for batch in loader] == [[expected], [expected]]
 
 
 def test_threads_can_be_asked_for(restore_threads):
