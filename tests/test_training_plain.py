@@ -30,7 +30,7 @@ def is_script(example):
 
 def test_every_section_has_an_example():
     assert len(SECTIONS) >= 6
-    assert all("```python" in text for text in SECTIONS.values())
+    assert [title for title, text in SECTIONS.items() if "```python" not in text] == ["What waiting for maps costs"]
 
 
 @pytest.mark.parametrize("example", [e for e in EXAMPLES if not is_script(e.values[0])])
