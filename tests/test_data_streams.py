@@ -165,16 +165,15 @@ def test_on_a_gpu_the_next_map_is_built_while_the_step_still_computes():
         return found
 
     done: list[torch.cuda.Event] = []
-    for _ in MapLoader(batches_of(4), CLASSES, maps=maps, device="cuda"):  # compiles the kernels
-        torch.cuda.synchronize()
-    done.clear()
-    iterator = iter(MapLoader(batches_of(8), CLASSES, maps=maps, device="cuda"))
-    next(iterator)
+    iterator = iter(MapLoader(batches_of(16), CLASSES, maps=maps, device="cuda"))
+    for _ in range(4):  # compiles the kernels and fills the allocator's pool of this stream
+        next(iterator)
     torch.cuda.synchronize()
     torch.cuda._sleep(2_000_000_000)  # the training step: about a second
     step = torch.cuda.current_stream().record_event()
-    next(iterator)  # launches the third map, and queues a wait for the second behind the step
-    done[2].synchronize()
+    next(iterator)  # hands over the fifth map and launches the sixth
+    assert len(done) == 6
+    done[5].synchronize()
     assert not step.query()
     assert all(stream != torch.cuda.current_stream() for stream in side)
     torch.cuda.synchronize()
