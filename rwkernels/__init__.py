@@ -17,12 +17,14 @@ from rwkernels.maps import (
 )
 from rwkernels.modules import BoundaryLoss, CombinedLoss, RegionWiseLoss
 from rwkernels.scaling import scale_classes, scale_pixels
+from rwkernels.supervision import DeepSupervisionLoss
 
 __version__ = "0.1.0"
 
 __all__ = [
     "BoundaryLoss",
     "CombinedLoss",
+    "DeepSupervisionLoss",
     "RectifiedMap",
     "RegionWiseLoss",
     "active_contour_map",

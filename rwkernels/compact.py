@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.fx import _pytree as fx_pytree
 from torch.utils import _pytree as pytree
+from torch.utils.data import default_collate
 
 from rwkernels import arrays, checks
 from rwkernels.backends import reference
@@ -246,8 +247,9 @@ def _collate(batch: list[RectifiedMap], *, collate_fn_map: Any = None) -> Rectif
             [torch.as_tensor(m.background, dtype=m.foreground.dtype).expand(m.foreground.shape) for m in batch]
         )
     return first._with(
-        labels=torch.stack([maps.labels for maps in batch]),
-        foreground=torch.stack([maps.foreground for maps in batch]),
+        # In a worker process these go straight into the memory it shares with its parent.
+        labels=default_collate([maps.labels for maps in batch]),
+        foreground=default_collate([maps.foreground for maps in batch]),
         background=background,
         image_count=None,
     )

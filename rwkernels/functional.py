@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rwkernels import arrays, checks
+from rwkernels import arrays, checks, distributed
 from rwkernels.autograd import region_wise, transforms_active
+from rwkernels.backends.reference import count_valid
 from rwkernels.compact import RectifiedMap
 from rwkernels.maps import labels_like
 
@@ -99,6 +100,7 @@ def region_wise_loss(
     include_background: bool = True,
     reduction: str = "mean",
     recompute: bool = False,
+    process_group: Any = None,
     validate: bool | None = None,
     backend: str | None = None,
 ) -> Tensor:
@@ -119,6 +121,13 @@ def region_wise_loss(
             `"sum"`; `"none"` returns the loss of every pixel.
         recompute: Compute the gradient in the backward instead of keeping it from the forward: saves the memory of one
             gradient between the two, and reads logits and map a second time.
+        process_group: A group of W processes that each hold a part of the batch, or `"world"` for the default group
+            (one process where torch.distributed was not started). Every one of them returns `W * L / (N*K)` for
+            `"mean"`, L being the sum over its own pixels and N the pixels that count in all processes, and `W * L`
+            for `"sum"`. The mean of these losses over the processes is the loss of the joined batch, and so is the
+            mean of their gradients, which is what DistributedDataParallel takes. Without it, every process divides by
+            its own N, which is the same only where all have as many pixels that count. All processes have to call it
+            equally often, also those with nothing left to count. Not with `"none"`, nor under `torch.func`.
         validate: Check label values (`labels`, or those of the map): by default on the CPU, not on a GPU, where it
             would wait for the device. Bad labels that are not checked make the loss NaN.
         backend: Name of the backend to use instead of the default one.
@@ -130,6 +139,7 @@ def region_wise_loss(
     Raises:
         TypeError: An argument has the wrong type or dtype.
         ValueError: Shapes, devices or class counts disagree, or a value is out of range.
+        NotImplementedError: `process_group` under a transform of `torch.func`.
 
     References:
         Valverde & Tohka, "Region-wise Loss for Biomedical Image Segmentation", Eq. 1 and 2.
@@ -145,6 +155,7 @@ def region_wise_loss(
     """
     logits = check_logits(logits)
     checks.choice("reduction", reduction, checks.REDUCTIONS)
+    group = distributed.check_group(process_group, reduction)
     ignored = _ignore_index(maps, ignore_index)
     background = scale = count = None
     background_value = 0.0
@@ -168,6 +179,10 @@ def region_wise_loss(
             )
     if any(part is not None and part.requires_grad for part in (values, background, scale)):
         raise ValueError("maps: expected a map that requires no gradient, got one that does (use maps.detach())")
+    if group is not None and not torch.compiler.is_compiling() and transforms_active():
+        raise NotImplementedError("process_group: a transform of torch.func cannot sum over processes; expected None")
+    if group is not None and ignored is not None and count is None and labels is not None:
+        count = count_valid(labels, ignored)
     _warn_about_one_channel(logits.shape[1])
     checks.flag("include_background", include_background)
     # A pixel's own incoming gradient is known in the backward only, and a transform may hide requires_grad. A compiled
@@ -195,4 +210,10 @@ def region_wise_loss(
         0,
         with_grad,
     )
-    return loss
+    if group is None:
+        return loss
+    if reduction == "sum":
+        return loss * distributed.size_of(group)
+    if distributed.size_of(group) == 1:
+        return loss
+    return distributed.weighted(loss, distributed.pixels_of(logits, count), group)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rwkernels import checks
+from rwkernels import checks, distributed
 from rwkernels.compact import RectifiedMap
 from rwkernels.functional import check_logits, region_wise_loss
 from rwkernels.maps import (
@@ -49,14 +49,18 @@ class RegionWiseLoss(nn.Module):
         reduction: `"mean"`, `"sum"` or `"none"`.
         black_border: Count the outside of the image as another label.
         recompute: Compute the gradient in the backward instead of keeping it (see `region_wise_loss`).
+        process_group: A process group or `"world"`: sums the pixels that count over several processes, so that
+            DistributedDataParallel gives the gradient of the joined batch (see `region_wise_loss`). `"world"` names
+            the default group of the moment of the call, and lets the module be pickled and copied.
         validate: Check label values: by default on the CPU only.
         backend: Name of the backend to use instead of the default one.
 
     Shape:
-        `forward(logits, labels_or_maps, labels=None)` with logits `[B, K, *S]` and labels `[B, *S]` or `[B, 1, *S]`
-        (integers, or floats that hold whole numbers), or a map built before: a `RectifiedMap`, or a dense floating
-        map in the shape of the logits (with its `labels` where `ignore_index` or `class_weight` is set). One
-        floating channel is a dense map where the logits have one channel, labels otherwise.
+        `forward(logits, labels_or_maps, labels=None, *, spacing=None)` with logits `[B, K, *S]` and labels `[B, *S]`
+        or `[B, 1, *S]` (integers, or floats that hold whole numbers), or a map built before: a `RectifiedMap`, or a
+        dense floating map in the shape of the logits (with its `labels` where `ignore_index` or `class_weight` is
+        set). One floating channel is a dense map where the logits have one channel, labels otherwise. `spacing` takes
+        the place of the module's for the map that this call builds.
 
     Raises:
         TypeError: An argument has the wrong type.
@@ -88,6 +92,7 @@ class RegionWiseLoss(nn.Module):
         reduction: str = "mean",
         black_border: bool = False,
         recompute: bool = False,
+        process_group: Any = None,
         validate: bool | None = None,
         backend: str | None = None,
     ) -> None:
@@ -101,6 +106,7 @@ class RegionWiseLoss(nn.Module):
         self.reduction = checks.choice("reduction", reduction, checks.REDUCTIONS)
         self.black_border = checks.flag("black_border", black_border)
         self.recompute = checks.flag("recompute", recompute)
+        self.process_group = distributed.check_group(process_group, reduction)
         self.validate = validate if validate is None else checks.flag("validate", validate)
         self.backend = backend
         self.map_options: dict[str, float] = {}
@@ -112,8 +118,10 @@ class RegionWiseLoss(nn.Module):
             class_weight = class_weights("class_weight", class_weight, count, device).clone()
         self.register_buffer("class_weight", class_weight)
 
-    def build_map(self, labels: Tensor, num_classes: int) -> RectifiedMap | Tensor:
-        """The map of labels `[B, *S]`, before class weights."""
+    def build_map(
+        self, labels: Tensor, num_classes: int, spacing: float | Sequence[float] | None = None
+    ) -> RectifiedMap | Tensor:
+        """The map of labels `[B, *S]`, before class weights; `spacing` takes the place of the module's."""
         common: dict[str, Any] = {
             "ignore_index": self.ignore_index,
             "spatial_dims": labels.dim() - 1,
@@ -121,7 +129,8 @@ class RegionWiseLoss(nn.Module):
             "backend": self.backend,
         }
         if self.maps in ("rectified", "boundary"):
-            common |= {"spacing": self.spacing, "black_border": self.black_border}
+            steps = self.spacing if spacing is None else spacing
+            common |= {"spacing": steps, "black_border": self.black_border}
         families: dict[str, Callable[..., RectifiedMap | Tensor]] = {
             "rectified": rectified_map,
             "boundary": boundary_map,
@@ -130,7 +139,14 @@ class RegionWiseLoss(nn.Module):
         }
         return families[self.maps](labels, num_classes, **common, **self.map_options)
 
-    def forward(self, logits: Tensor, labels_or_maps: Tensor | RectifiedMap, labels: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        logits: Tensor,
+        labels_or_maps: Tensor | RectifiedMap,
+        labels: Tensor | None = None,
+        *,
+        spacing: float | Sequence[float] | None = None,
+    ) -> Tensor:
         """The loss; see the class for shapes."""
         logits = check_logits(logits)
         maps: Tensor | RectifiedMap
@@ -146,7 +162,7 @@ class RegionWiseLoss(nn.Module):
             if labels is not None:
                 raise ValueError(f"labels: expected None beside labels, got {checks.describe(labels)}")
             labels = self._labels(labels_or_maps, logits)
-            maps = self.build_map(labels, logits.shape[1])
+            maps = self.build_map(labels, logits.shape[1], spacing)
         if self.class_weight is not None:
             checks.shape("class_weight", self.class_weight, (logits.shape[1],), "[K] of the logits")
             dense_labels = None if isinstance(maps, RectifiedMap) else labels
@@ -159,6 +175,7 @@ class RegionWiseLoss(nn.Module):
             include_background=self.include_background,
             reduction=self.reduction,
             recompute=self.recompute,
+            process_group=self.process_group,
             validate=self.validate,
             backend=self.backend,
         )
@@ -185,6 +202,7 @@ class RegionWiseLoss(nn.Module):
             ("reduction", "mean"),
             ("black_border", False),
             ("recompute", False),
+            ("process_group", None),
         ):
             if getattr(self, name) != default:
                 parts.append(f"{name}={getattr(self, name)!r}")
@@ -273,10 +291,21 @@ class CombinedLoss(nn.Module):
         self.alpha_min = alpha_min
         self.register_buffer("alpha", torch.ones((), dtype=torch.float64))
 
-    def forward(self, logits: Tensor, labels: Tensor, maps: Tensor | RectifiedMap | None = None) -> Tensor:
-        """The joined loss of logits `[B, K, *S]` and labels; `maps` spares the region-wise loss to build its own."""
+    def forward(
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        maps: Tensor | RectifiedMap | None = None,
+        *,
+        spacing: float | Sequence[float] | None = None,
+    ) -> Tensor:
+        """The joined loss of logits `[B, K, *S]` and labels.
+
+        `maps` spares the region-wise loss to build its own; `spacing` is passed on to it.
+        """
         region = self.region_loss(logits, labels)
-        region_wise = self.rw_loss(logits, labels if maps is None else maps)
+        options = {} if spacing is None else {"spacing": spacing}
+        region_wise = self.rw_loss(logits, labels if maps is None else maps, **options)
         if self.schedule == "equal":
             return region + region_wise
         alpha = self.alpha.to(region_wise.dtype)

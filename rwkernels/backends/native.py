@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from typing import Any
 
@@ -19,8 +21,25 @@ ISA_VARIABLE = "RWKERNELS_ISA"
 # (compaction, or a virtual machine's host that has taken the memory back) costs more than small pages do.
 _HUGE_PAGES = range(4 << 20, 256 << 20)
 
+_limit: ContextVar[int | None] = ContextVar("threads of the core", default=None)
+
 _LABEL_CODES = {torch.uint8: "u1", torch.int8: "i1", torch.int16: "i2", torch.int32: "i4", torch.int64: "i8"}
 _FLOAT_CODES = {torch.float32: "f4", torch.float64: "f8", torch.bfloat16: "bf", torch.float16: "f2"}
+
+
+def threads() -> int:
+    """How many threads the core may use: what `limited_to` says here, else as many as torch."""
+    return _limit.get() or torch.get_num_threads()
+
+
+@contextmanager
+def limited_to(count: int) -> Iterator[None]:
+    """`count` threads for the core in this thread alone; `torch.set_num_threads` would reach threads yet to start."""
+    token = _limit.set(count)
+    try:
+        yield
+    finally:
+        _limit.reset(token)
 
 
 @cache
@@ -73,7 +92,7 @@ def _written(tensor: Tensor | None) -> int:
 def first_bad_label(labels: Tensor, num_classes: int, ignore_index: int | None) -> int:
     """See `Backend`."""
     bad: int = core().first_bad_label(
-        labels.data_ptr(), _code(labels), labels.numel(), num_classes, ignore_index, torch.get_num_threads()
+        labels.data_ptr(), _code(labels), labels.numel(), num_classes, ignore_index, threads()
     )
     return bad
 
@@ -90,7 +109,7 @@ def fill_distance(out: Tensor, labels: Tensor, spacing: Sequence[float], squared
         steps,
         squared,
         black_border,
-        torch.get_num_threads(),
+        threads(),
     )
 
 
@@ -116,7 +135,7 @@ def fill_class_distance(
         squared,
         ignore_index,
         validate,
-        torch.get_num_threads(),
+        threads(),
     )
     return bad
 
@@ -147,7 +166,7 @@ def fill_rectified(
         ignore_index,
         black_border,
         validate,
-        torch.get_num_threads(),
+        threads(),
     )
     return (-1, -2 - bad) if bad <= -2 else (bad, -1)
 
@@ -178,7 +197,7 @@ def fill_boundary(
         inside_offset,
         black_border,
         validate,
-        torch.get_num_threads(),
+        threads(),
     )
     if not validate and first_bad_label(labels, num_classes, ignore_index) >= 0:
         wrong = reference.is_no_class(labels, num_classes)
@@ -217,7 +236,7 @@ def fill_dense(
         sizes,
         num_classes,
         ignore_index,
-        torch.get_num_threads(),
+        threads(),
     )
 
 
@@ -286,7 +305,7 @@ def loss(
         image_sums=_address(image_sums),
         pixel_loss=_address(pixel_loss),
         validate=validate,
-        threads=torch.get_num_threads(),
+        threads=threads(),
     )
     if image_sums is not None:
         return reference.reduced(image_sums, problem), bad
