@@ -1,4 +1,7 @@
-"""Plans and a data set as nnU-Net writes and reads them, small enough for a CPU."""
+"""Plans and a data set as nnU-Net writes and reads them, small enough for a CPU.
+
+A test that imports this file is skipped, with the reason, where nnU-Net is missing.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
+
+pytest.importorskip("nnunetv2", reason='nnU-Net is missing: pip install "rwkernels[nnunet]"')
 
 LABELS = {"background": 0, "ring": 1, "core": 2}
 IGNORE = 3

@@ -6,9 +6,6 @@ import pytest
 import torch
 from loss_cases import loss_and_gradient, random_labels, random_logits
 from nnunet_plans import IGNORE, dataset_json, plans
-
-pytest.importorskip("nnunetv2", reason='nnU-Net is missing: pip install "rwkernels[nnunet]"')
-
 from nnunetv2.training.loss.compound_losses import DC_and_CE_loss
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer

@@ -17,7 +17,7 @@ folder of results of its own.
 from __future__ import annotations
 
 import re
-from functools import lru_cache
+from functools import cache
 from typing import Any, ClassVar
 
 import torch
@@ -110,9 +110,8 @@ class RegionWiseTrainer(nnUNetTrainer):
             else None
             for weight, spacing in zip(weights, self._level_spacings(), strict=True)
         ]
-        if not self.enable_deep_supervision:
-            return losses[0]
-        return DeepSupervisionLoss(losses, weights)
+        only = losses[0]
+        return only if only is not None and not self.enable_deep_supervision else DeepSupervisionLoss(losses, weights)
 
     def _region_loss(self, own: nn.Module) -> nn.Module | None:
         """nnU-Net's Dice or cross-entropy alone, with its handling of the ignore label."""
@@ -122,7 +121,8 @@ class RegionWiseTrainer(nnUNetTrainer):
             raise TypeError(f"region_loss: expected nnU-Net's DC_and_CE_loss to take it from, got {type(own).__name__}")
         own.weight_dice = float(self.region_loss == "dice")
         own.weight_ce = float(self.region_loss == "cross_entropy")
-        return own
+        found: nn.Module = own
+        return found
 
     def _level_spacings(self) -> list[tuple[float, ...] | None]:
         """Spacing of every level in the order of its axes; the plans hold it transposed, without the slices of 2D."""
@@ -235,7 +235,7 @@ _NAME = re.compile(
 )
 
 
-@lru_cache(maxsize=None)
+@cache
 def trainer(name: str) -> type[RegionWiseTrainer]:
     """The trainer of this name, which may end in an optimiser with its learning rate and in a number of epochs.
 
