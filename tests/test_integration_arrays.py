@@ -5,7 +5,7 @@ import torch
 from loss_cases import FAMILIES, random_labels, random_logits, written_out
 
 import rwkernels as rw
-from rwkernels.integrations.arrays import ArrayMap, build, read
+from rwkernels.integrations.arrays import ArrayMap, build, read_map
 
 CLASSES = 3
 SPACINGS = [(0.5, 2.0), (3.0, 1.0)]
@@ -66,7 +66,7 @@ def test_what_is_written_and_cropped_with_its_labels_is_the_crop_of_the_map(igno
     assert array.shape == (2, 1 if output == "foreground" else CLASSES, 9, 11)
     assert array.dtype == torch.float32
     crop = (..., slice(2, 8), slice(3, 10))
-    found = read(array[crop], whole[:, None][crop].float(), CLASSES, ignore_index)
+    found = read_map(array[crop], whole[:, None][crop].float(), CLASSES, ignore_index)
     expected = build(family, whole, CLASSES, SPACINGS, **options)
     cropped = expected[(slice(None), *crop[1:])] if isinstance(expected, rw.RectifiedMap) else expected[crop]
     logits = _logits()[crop]
@@ -102,8 +102,8 @@ def test_bad_settings_are_refused_before_the_first_sample(arguments, error, mess
 def test_an_array_that_is_no_map_of_the_labels_is_refused():
     whole = labels()
     with pytest.raises(ValueError, match=r"array: expected a map \[B, 1, \*S\] or \[B, 3, \*S\]"):
-        read(torch.zeros(2, 2, 9, 11), whole, CLASSES)
+        read_map(torch.zeros(2, 2, 9, 11), whole, CLASSES)
     with pytest.raises(TypeError, match="array: expected float32"):
-        read(whole[:, None], whole, CLASSES)
+        read_map(whole[:, None], whole, CLASSES)
     with pytest.raises(ValueError, match="labels: expected shape"):
-        read(torch.zeros(2, 1, 9, 11), whole[:, 1:], CLASSES)
+        read_map(torch.zeros(2, 1, 9, 11), whole[:, 1:], CLASSES)

@@ -83,7 +83,7 @@ def build(
     )
 
 
-def read(array: Any, labels: Any, num_classes: int, ignore_index: int | None = None) -> RectifiedMap | Tensor:
+def read_map(array: Any, labels: Any, num_classes: int, ignore_index: int | None = None) -> RectifiedMap | Tensor:
     """The map that `ArrayMap` wrote, collated and perhaps cropped with its labels.
 
     Args:
@@ -105,7 +105,7 @@ def read(array: Any, labels: Any, num_classes: int, ignore_index: int | None = N
         >>> array = ArrayMap(num_classes=2)(labels, [None])
         >>> array.shape
         torch.Size([1, 1, 1, 4])
-        >>> read(array[..., 1:], labels[..., 1:], num_classes=2).dense().shape
+        >>> read_map(array[..., 1:], labels[..., 1:], num_classes=2).dense().shape
         torch.Size([1, 2, 1, 3])
     """
     values = checks.tensor("array", array)

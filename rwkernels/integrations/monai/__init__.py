@@ -4,6 +4,7 @@
 spacing from the affine of a `MetaTensor`.
 """
 
+from rwkernels.integrations.arrays import read_map
 from rwkernels.integrations.monai.losses import RegionWiseLoss
 from rwkernels.integrations.monai.transforms import (
     RegionWiseMap,
@@ -12,4 +13,4 @@ from rwkernels.integrations.monai.transforms import (
     RegionWiseMapDict,
 )
 
-__all__ = ["RegionWiseLoss", "RegionWiseMap", "RegionWiseMapD", "RegionWiseMapDict", "RegionWiseMapd"]
+__all__ = ["RegionWiseLoss", "RegionWiseMap", "RegionWiseMapD", "RegionWiseMapDict", "RegionWiseMapd", "read_map"]

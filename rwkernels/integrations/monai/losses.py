@@ -12,8 +12,8 @@ from rwkernels import checks, modules
 from rwkernels.compact import RectifiedMap
 from rwkernels.integrations import arrays
 from rwkernels.integrations.extras import needs
+from rwkernels.integrations.inputs import AFFINE, GivenSpacing, checked_spacing, from_one_hot
 from rwkernels.integrations.monai import spacing as spacings
-from rwkernels.integrations.monai.transforms import from_one_hot
 from rwkernels.maps import labels_like
 from rwkernels.scaling import scale_classes
 
@@ -67,13 +67,13 @@ class RegionWiseLoss(_Loss):
         weight: Tensor | Sequence[float] | None = None,
         ignore_index: int | None = None,
         maps: str = "rectified",
-        spacing: str | float | Sequence[float] | None = spacings.AFFINE,
+        spacing: GivenSpacing = AFFINE,
         **options: Any,
     ) -> None:
         super().__init__(reduction=LossReduction(reduction).value)
         self.to_onehot_y = checks.flag("to_onehot_y", to_onehot_y)
         self.softmax = checks.flag("softmax", softmax)
-        self.spacing = spacings.checked(spacing)
+        self.spacing = checked_spacing(spacing)
         self.of_logits = modules.RegionWiseLoss(
             maps,
             ignore_index=ignore_index,
@@ -132,7 +132,7 @@ class RegionWiseLoss(_Loss):
         )
 
     def _given(self, maps: Any, labels: Tensor, values: Tensor) -> RectifiedMap | Tensor:
-        return arrays.read(maps, labels, values.shape[1], self.of_logits.ignore_index)
+        return arrays.read_map(maps, labels, values.shape[1], self.of_logits.ignore_index)
 
     def _of_probabilities(self, values: Tensor, maps: RectifiedMap | Tensor, labels: Tensor) -> Tensor:
         """Eq. 1 without its softmax, in eager PyTorch."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,20 +9,10 @@ from torch import Tensor
 
 from rwkernels import checks
 from rwkernels.integrations.arrays import Spacing
-
-AFFINE = "affine"
-
-
-def checked(spacing: str | float | Sequence[float] | None) -> str | float | Sequence[float] | None:
-    """Refuses what is neither `"affine"`, a spacing, nor None."""
-    if isinstance(spacing, str):
-        return checks.choice("spacing", spacing, (AFFINE,))
-    if spacing is not None:  # its length is known with the labels only
-        checks.spacing(spacing, len(spacing) if isinstance(spacing, Sequence) else 1)
-    return spacing
+from rwkernels.integrations.inputs import GivenSpacing
 
 
-def of_images(spacing: str | float | Sequence[float] | None, labels: Any, images: int, axes: int) -> list[Spacing]:
+def of_images(spacing: GivenSpacing, labels: Any, images: int, axes: int) -> list[Spacing]:
     """One spacing for every image of `labels`, a batch if its `is_batch` says so; None where there is no affine."""
     if not isinstance(spacing, str):
         return [None if spacing is None else tuple(checks.spacing(spacing, axes))] * images

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from rwkernels import checks
 from rwkernels.integrations.arrays import ArrayMap
 from rwkernels.integrations.extras import needs
+from rwkernels.integrations.inputs import AFFINE, GivenSpacing, checked_spacing, labels_of
 from rwkernels.integrations.monai import spacing as spacings
 
 with needs("monai"):
@@ -55,11 +55,11 @@ class RegionWiseMap(Transform):
         num_classes: int,
         maps: str = "rectified",
         output: str | None = None,
-        spacing: str | float | Sequence[float] | None = spacings.AFFINE,
+        spacing: GivenSpacing = AFFINE,
         **options: Any,
     ) -> None:
         self.array_map = ArrayMap(num_classes, maps, output, **options)
-        self.spacing = spacings.checked(spacing)
+        self.spacing = checked_spacing(spacing)
 
     def __call__(self, label: NdarrayOrTensor) -> NdarrayOrTensor:
         """The map of `label`."""
@@ -101,7 +101,7 @@ class RegionWiseMapd(MapTransform):
         map_keys: KeysCollection | None = None,
         maps: str = "rectified",
         output: str | None = None,
-        spacing: str | float | Sequence[float] | None = spacings.AFFINE,
+        spacing: GivenSpacing = AFFINE,
         allow_missing_keys: bool = False,
         **options: Any,
     ) -> None:
@@ -117,34 +117,6 @@ class RegionWiseMapd(MapTransform):
         for key, map_key in self.key_iterator(sample, self.map_keys):
             sample[map_key] = self.region_wise_map(sample[key])
         return sample
-
-
-def labels_of(target: Tensor, num_classes: int, options: Mapping[str, Any]) -> Tensor:
-    """Labels `[B, *S]` of labels `[B, 1, *S]` or one-hot `[B, K, *S]`."""
-    channels = target.shape[1] if target.dim() > 2 else 0
-    if channels == 1:
-        return target.squeeze(1)
-    if channels != num_classes:
-        raise ValueError(
-            f"label: expected one channel of labels or {num_classes} of one-hot, got {checks.describe(target)}"
-        )
-    return from_one_hot(target, options.get("ignore_index"), options.get("validate"))
-
-
-def from_one_hot(target: Tensor, ignore_index: int | None, validate: bool | None) -> Tensor:
-    """Labels of one-hot `[B, K, *S]`; a pixel of no class is one to ignore, if there is an `ignore_index`."""
-    marked = target > 0.5
-    none = ~marked.any(1)
-    if checks.validate(validate, target.device):
-        wrong = (marked.sum(1) > 1) | (target != marked).any(1)
-        if ignore_index is None:
-            wrong = wrong | none
-        if bool(wrong.any()):
-            at = tuple(wrong.nonzero()[0].tolist())
-            found = target.movedim(1, -1)[at].tolist()
-            raise ValueError(f"label: expected one-hot, one 1 among 0s for every pixel, got {found} at {at}")
-    labels = marked.to(torch.uint8).argmax(1)
-    return labels if ignore_index is None else torch.where(none, ignore_index, labels)
 
 
 RegionWiseMapD = RegionWiseMapDict = RegionWiseMapd
