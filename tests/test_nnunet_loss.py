@@ -7,7 +7,8 @@ from samples import one_hot, scipy_class_distance, scipy_distance
 from torch import nn
 
 import rwkernels as rw
-from rwkernels.integrations.nnunet.loss import DeepSupervisionLoss, level_loss, set_epoch
+from rwkernels.integrations.nnunet.loss import DeepSupervisionLoss, level_loss
+from rwkernels.integrations.schedule import set_epoch
 
 CLASSES = 3
 SHAPES = [(12, 9), (6, 9), (3, 5)]

@@ -73,18 +73,3 @@ def level_loss(
     if region_loss is None:
         return region_wise
     return CombinedLoss(region_loss, region_wise, schedule=schedule, alpha_step=alpha_step, alpha_min=alpha_min)
-
-
-def set_epoch(loss: nn.Module, epoch: int) -> float | None:
-    """Puts every schedule in `loss` where it is after `epoch` epochs; returns alpha, None where there is no schedule.
-
-    nnU-Net keeps the epoch in its checkpoints, so a continued training goes on with the right alpha.
-    """
-    alpha = None
-    for part in loss.modules():
-        if isinstance(part, CombinedLoss) and part.schedule == "gradual":
-            part.alpha.fill_(1.0)
-            for _ in range(epoch):
-                part.step()
-            alpha = float(part.alpha)
-    return alpha

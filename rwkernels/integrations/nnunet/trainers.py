@@ -25,7 +25,8 @@ from torch import nn
 
 from rwkernels import checks
 from rwkernels.integrations.extras import needs
-from rwkernels.integrations.nnunet.loss import DeepSupervisionLoss, level_loss, set_epoch
+from rwkernels.integrations.nnunet.loss import DeepSupervisionLoss, level_loss
+from rwkernels.integrations.schedule import set_epoch
 
 with needs("nnunet", "nnunetv2"):
     from nnunetv2.training.loss.compound_losses import DC_and_CE_loss
