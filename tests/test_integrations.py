@@ -11,15 +11,20 @@ from rwkernels.integrations import nnunet
 from rwkernels.integrations.extras import needs
 from rwkernels.integrations.nnunet.__main__ import main
 
-MODULES = {"nnunet.trainers": ("nnunet", "nnunetv2")}
+MODULES = {
+    "monai": ("monai", "monai"),
+    "torchio": ("torchio", "torchio"),
+    "lightning": ("lightning", "lightning"),
+    "nnunet.trainers": ("nnunet", "nnunetv2"),
+}
 
 
 def hide(monkeypatch: pytest.MonkeyPatch, package: str, module: str) -> None:
     """Makes `package` look uninstalled and `module` look never imported."""
-    for name in [name for name in sys.modules if name == package or name.startswith(package + ".")]:
-        monkeypatch.delitem(sys.modules, name)
+    for name in list(sys.modules):
+        if any(name == root or name.startswith(root + ".") for root in (package, module)):
+            monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, package, None)
-    monkeypatch.delitem(sys.modules, module, raising=False)
 
 
 @pytest.mark.parametrize("module", MODULES)

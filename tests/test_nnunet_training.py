@@ -18,6 +18,8 @@ pytestmark = pytest.mark.nnunet
 # The thick axis is the last one, so nnU-Net transposes: its 2D slices have the axes (0, 1).
 SHAPE, SPACING = (40, 48, 5), (0.7, 1.1, 4.0)
 
+DOCUMENT = (Path(__file__).parent.parent / "docs" / "training.md").read_text()
+
 TINY = """
 import os
 from rwkernels.integrations.nnunet.trainers import nnUNetTrainerDiceRRWGradual, nnUNetTrainerRRW
@@ -39,6 +41,11 @@ class nnUNetTrainerTinyGradual(Short, nnUNetTrainerDiceRRWGradual):
 """
 
 
+def block(name: str) -> str:
+    """The marked block of commands or code in the document."""
+    return re.search(rf"<!-- nnunet {name} -->\n```\w+\n(.*?)```", DOCUMENT, re.DOTALL).group(1)
+
+
 class Project:
     """A folder with everything nnU-Net keeps, and its commands."""
 
@@ -47,27 +54,22 @@ class Project:
         self.results = root / "results" / "Dataset001_Rings"
         (root / "trainers").mkdir()
         (root / "trainers" / "tiny_trainers.py").write_text(TINY)
+        (root / "trainers" / "my_trainers.py").write_text(block("trainer"))
         write_dataset(root / "raw" / "Dataset001_Rings", cases=5, shape=SHAPE, spacing=SPACING)
 
-    def run(self, command: str, *arguments: object, epochs: int = 2) -> str:
-        """Runs one of nnU-Net's commands and returns what it printed."""
+    def run(self, *command: object, epochs: int = 2) -> str:
+        """Runs one of nnU-Net's commands, or a script, and returns what it printed."""
         environment = {
             **os.environ,
             **{f"nnUNet_{name}": str(self.root / name) for name in ("raw", "preprocessed", "results")},
             "nnUNet_extTrainer": os.pathsep.join([str(trainer_folder()), str(self.root / "trainers")]),
             "nnUNet_n_proc_DA": "1",
             "nnUNet_def_n_proc": "1",
+            "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
             "TINY_EPOCHS": str(epochs),
         }
-        script = Path(sys.executable).parent / command
-        finished = subprocess.run(
-            [str(script), *map(str, arguments)],
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=600,
-            check=False,
-        )
+        options = {"capture_output": True, "text": True, "timeout": 600, "check": False}
+        finished = subprocess.run(list(map(str, command)), env=environment, **options)
         assert finished.returncode == 0, finished.stdout[-4000:] + finished.stderr[-4000:]
         return finished.stdout
 
@@ -83,15 +85,20 @@ class Project:
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
+    """A project in which the document's commands have planned, preprocessed and trained two epochs."""
     found = Project(tmp_path_factory.mktemp("nnunet"))
-    found.run("nnUNetv2_plan_and_preprocess", "-d", 1, "-c", "2d", "-np", 1, "-npfp", 1)
+    commands = block("commands").splitlines()
+    commands.insert(1, f'export nnUNet_extTrainer="$nnUNet_extTrainer:{found.root}/trainers"')
+    script = "\n".join(commands).replace("DATASET", "1").replace("-c 2d", "-c 2d -np 1 -npfp 1")
+    assert "-tr nnUNetTrainerRRW" in script
+    script = script.replace("-tr nnUNetTrainerRRW", "-tr nnUNetTrainerTinyRRW -device cpu")
+    found.printed = found.run("bash", "-euo", "pipefail", "-c", script)
     return found
 
 
 def test_two_epochs_train_and_validate_and_the_spacing_is_that_of_the_slices(project):
-    printed = project.train("nnUNetTrainerTinyRRW", epochs=2)
-    assert "Epoch 1" in printed
-    assert "Mean Validation Dice" in printed
+    assert "Epoch 1" in project.printed
+    assert "Mean Validation Dice" in project.printed
     logged = project.checkpoint("nnUNetTrainerTinyRRW")["logging"]
     first, second = logged["train_losses"]
     assert -1 <= second < first < 1
@@ -115,6 +122,15 @@ def test_a_training_that_was_cut_off_goes_on_with_the_alpha_of_its_epoch(project
     assert "Epoch 0" not in printed
     assert alphas(printed) == ["0.75", "0.5"]
     assert project.checkpoint(name)["current_epoch"] == 3
+
+
+def test_the_trainer_of_the_document_is_found_and_has_its_settings(project):
+    code = (
+        "from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name as find\n"
+        "found = find('nnUNetTrainerMine')\n"
+        "print(found.alpha_step, found.optimizer_name, found.learning_rate, found.epochs, found.use_spacing)"
+    )
+    assert project.run(sys.executable, "-c", code).splitlines()[-1] == "0.002 Adam 0.0001 600 False"
 
 
 def test_prediction_finds_the_trainer_again(project, tmp_path):
