@@ -215,6 +215,12 @@ def test_a_cached_map_is_cropped_flipped_collated_and_decollated_with_its_label(
                 assert torch.equal(found, whole[single["case"]][key].as_tensor().flatten(1)[:, number])
 
 
+def test_a_compact_map_in_a_sample_is_collated():
+    samples = [{"map": rw.rectified_map(image[None], CLASSES)[0]} for image in scene("blobs", (9, 11), CLASSES)]
+    found = list_data_collate(samples)["map"]
+    assert torch.equal(found.dense(), rw.rectified_map(scene("blobs", (9, 11), CLASSES), CLASSES).dense())
+
+
 # --- the loss -----------------------------------------------------------------------------------------------------
 
 
