@@ -82,10 +82,10 @@ def test_every_kind_of_batch_gets_its_map_and_stays_as_it_was():
 @pytest.mark.parametrize(
     ("options", "batch", "error", "message"),
     [
-        ({}, {"image": 0}, KeyError, r"label_key: expected 'label' in the batch, got \['image'\]"),
-        ({}, (images(),), KeyError, "label_key: expected 1 in the batch, got 1 elements"),
-        ({}, images(), TypeError, "batch: expected a dictionary, a tuple or a list, got a float32 tensor"),
-        ({}, (images(), "cat"), TypeError, "labels: expected a torch.Tensor"),
+        ({}, {"image": 0}, ValueError, r"label_key: expected a key of the batch \('image'\), got 'label'"),
+        ({}, (images(),), ValueError, "label_key: expected an index into the batch, got 1 for a tuple of 1"),
+        ({}, images(), ValueError, "label_key: expected an entry or attribute of the batch, got 'label' for a Tensor"),
+        ({}, (images(), "cat"), TypeError, "label_key: expected labels, a tensor or an array, got str 'cat'"),
         ({}, (images(), 5 + labels()), ValueError, r"labels: expected integers in \[0, 3\)"),
         ({"spacing": (1.0, 1.0, 1.0)}, (images(), labels()), ValueError, "spacing: expected"),
     ],

@@ -141,7 +141,7 @@ def test_every_level_takes_its_own_labels_spacing_and_weight(name, maps):
 def test_the_weights_of_the_levels_are_nnunets():
     own = nnUNetTrainer(plans(PATCH, SPACING, STRIDES), "tiny", 0, dataset_json(), torch.device("cpu"))._build_loss()
     assert isinstance(own, DeepSupervisionWrapper)
-    assert make(named("nnUNetTrainerRRW"))._build_loss().weights == own.weight_factors == pytest.approx(WEIGHTS)
+    assert make(named("nnUNetTrainerRRW"))._build_loss().weights == list(own.weight_factors) == pytest.approx(WEIGHTS)
 
 
 def test_a_2d_configuration_has_the_spacing_of_its_two_axes():
@@ -149,17 +149,19 @@ def test_a_2d_configuration_has_the_spacing_of_its_two_axes():
     targets = [random_labels((2, 1, 16, 24), HEADS)]
     options = {"patch": [16, 24], "strides": [[1, 1], [2, 2], [2, 1]]}
     for spacing in ([0.7, 1.1], [3.0, 0.7, 1.1]):  # some planners also write the distance between slices
-        loss_fn = make(named("nnUNetTrainerRWBoundary"), spacing=spacing, **options)._build_loss().losses[0]
+        loss_fn = make(named("nnUNetTrainerRWBoundary"), spacing=spacing, **options)._build_loss().loss
         expected = rw.BoundaryLoss(spacing=(0.7, 1.1))(outputs[0], targets[0])
         torch.testing.assert_close(loss_fn(outputs[0], targets[0]), expected)
 
 
-def test_without_spacing_pixels_are_counted():
+def test_without_spacing_pixels_of_the_finest_level_are_counted():
     class Pixels(trainers.nnUNetTrainerRWBoundary):
         use_spacing = False
 
     outputs, targets = batch()
-    expected = weighted(*(rw.BoundaryLoss()(output, target) for output, target in zip(outputs, targets, strict=True)))
+    steps = [(1, 1, 1), (1, 2, 2), (2, 4, 4)]
+    levels = zip(outputs, targets, steps, strict=True)
+    expected = weighted(*(rw.BoundaryLoss(spacing=step)(output, target) for output, target, step in levels))
     torch.testing.assert_close(make(Pixels)._build_loss()(outputs, targets), expected)
 
 
@@ -234,6 +236,13 @@ def test_a_joined_loss_is_nnunets_own_and_ours(name, weights, maps, alpha):
     _, found = loss_and_gradient(lambda x: trainer.loss([x, *outputs[1:]], targets), outputs[0])
     _, gradient = loss_and_gradient(lambda x: WEIGHTS[0] * level(x, targets[0], LEVELS[0][1]), outputs[0])
     torch.testing.assert_close(found, gradient)
+
+
+def test_in_a_distributed_training_the_pixels_that_count_are_summed_over_the_processes():
+    trainer = make(named("nnUNetTrainerDiceRRW"), ignore=True)
+    assert trainer._build_loss().loss.rw_loss.process_group is None
+    trainer.is_ddp = True
+    assert trainer._build_loss().loss.rw_loss.process_group == "world"
 
 
 # --- refusals -----------------------------------------------------------------------------------------------------

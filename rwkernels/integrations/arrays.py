@@ -6,7 +6,6 @@ beside it, that is the whole map. A boundary map keeps its K channels.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from rwkernels import checks
 from rwkernels.compact import RectifiedMap
+from rwkernels.data.building import MapBuilder
 from rwkernels.maps import labels_like
 from rwkernels.modules import FAMILIES, RegionWiseLoss, whole_labels
 
@@ -63,24 +63,10 @@ def build(
     maps: str, labels: Tensor, num_classes: int, spacings: Sequence[Spacing], **options: Any
 ) -> RectifiedMap | Tensor:
     """The map of labels `[B, *S]` whose images may differ in spacing."""
-    if all(spacing == spacings[0] for spacing in spacings[1:]):
-        spacing = spacings[0] if spacings else None
-        return RegionWiseLoss(maps, spacing=spacing, **options).build_map(labels, num_classes)
-    parts = [
-        RegionWiseLoss(maps, spacing=spacing, **options).build_map(labels[image : image + 1], num_classes)
-        for image, spacing in enumerate(spacings)
-    ]
-    first = parts[0]
-    if isinstance(first, Tensor):
-        return torch.cat([part for part in parts if isinstance(part, Tensor)])
-    compact = [part for part in parts if isinstance(part, RectifiedMap)]
-    counts = [part.image_count for part in compact if part.image_count is not None]
-    return dataclasses.replace(
-        first,
-        labels=labels,
-        foreground=torch.cat([part.foreground for part in compact]),
-        image_count=torch.cat(counts) if counts else None,
-    )
+    axes = labels.dim() - 1
+    builder = MapBuilder(num_classes, maps=maps, spacing_key="spacing", spatial_dims=axes, threads=None, **options)
+    rows = [[1.0] * axes if spacing is None else spacing for spacing in spacings]
+    return builder.of_batch({"spacing": torch.tensor(rows, dtype=torch.float64).reshape(-1, axes)}, labels)
 
 
 def read_map(array: Any, labels: Any, num_classes: int, ignore_index: int | None = None) -> RectifiedMap | Tensor:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor
-
-from rwkernels import checks
-from rwkernels.compact import RectifiedMap
-from rwkernels.integrations.arrays import build
+from rwkernels.data import batches
+from rwkernels.data.building import MapBuilder
 from rwkernels.integrations.extras import needs
 from rwkernels.integrations.schedule import set_epoch
-from rwkernels.modules import FAMILIES, CombinedLoss, RegionWiseLoss, whole_labels
+from rwkernels.modules import CombinedLoss
 
 with needs("lightning"):
     from lightning.pytorch import Callback, LightningModule, Trainer
@@ -21,25 +18,16 @@ __all__ = ["AlphaSchedule", "BatchMaps", "RegionWiseMaps"]
 
 
 class BatchMaps:
-    """Adds the map of its labels to a batch: `batch["map"]` of a dictionary, the last element of a tuple or list.
+    """Adds the map of its labels to a batch: under `map_key`, or as the last element of a tuple or list.
 
     Args:
         num_classes: Number of classes K.
-        label_key: Where the labels are: a key, or an index. Default: `"label"` of a dictionary, else 1.
-        map_key: Where the map goes in a dictionary.
-        maps: `"rectified"`, `"boundary"`, `"active_contour"` or `"constant"`.
-        spacing: Size of a pixel, one number or one per spatial axis. Default 1.
-        spatial_dims: Number of spatial axes; needed where labels `[B, 1, *S]` and `[B, *S]` look alike.
-        **options: `ignore_index`, `black_border`, `validate` and `backend`, as of `rwkernels.RegionWiseLoss`.
-
-    Shape:
-        Labels: `[B, *S]` or `[B, 1, *S]`, integers or whole floats. Map: a `RectifiedMap` or, for boundary maps, a
-        tensor `[B, K, *S]`, on the device of the labels.
+        **options: `label_key`, `map_key`, `maps`, `spacing`, `spacing_key`, `class_max_key`, `ignore_index`,
+            `black_border`, `spatial_dims`, `validate`, `backend` and `map_options`, as of `rwkernels.data.MapLoader`.
 
     Raises:
-        TypeError: An argument has the wrong type, or the batch is neither dictionary, tuple nor list.
-        KeyError: The batch has no such labels.
-        ValueError: An argument or a label has a wrong value.
+        TypeError: An argument has the wrong type.
+        ValueError: An argument has a wrong value, or a batch lacks an entry or has bad labels.
 
     Examples:
         >>> import torch
@@ -51,49 +39,13 @@ class BatchMaps:
         ['image', 'label', 'map']
     """
 
-    def __init__(
-        self,
-        num_classes: int,
-        *,
-        label_key: str | int | None = None,
-        map_key: str = "map",
-        maps: str = "rectified",
-        spacing: float | Sequence[float] | None = None,
-        spatial_dims: int | None = None,
-        **options: Any,
-    ) -> None:
-        self.num_classes = checks.integer("num_classes", num_classes, lowest=1)
-        if label_key is not None and (isinstance(label_key, bool) or not isinstance(label_key, (str, int))):
-            raise TypeError(f"label_key: expected a key or an index, got {checks.describe(label_key)}")
-        if not isinstance(map_key, str):
-            raise TypeError(f"map_key: expected a key, got {checks.describe(map_key)}")
-        self.maps = checks.choice("maps", maps, FAMILIES)
-        self.label_key, self.map_key, self.spatial_dims = label_key, map_key, spatial_dims
-        RegionWiseLoss(maps, spacing=spacing, **options)  # refuses bad options before the first batch does
-        self.spacing, self.options = spacing, options
+    def __init__(self, num_classes: int, **options: Any) -> None:
+        self.builder = MapBuilder(num_classes, **{"threads": None, **options})
 
     def __call__(self, batch: Any) -> Any:
         """A batch of the same kind with its map; the one given is left as it is."""
-        if isinstance(batch, Mapping):
-            return {**batch, self.map_key: self._of(batch, "label")}
-        if isinstance(batch, (tuple, list)):
-            longer = (*batch, self._of(batch, 1))
-            return list(longer) if isinstance(batch, list) else longer
-        raise TypeError(f"batch: expected a dictionary, a tuple or a list, got {checks.describe(batch)}")
-
-    def _of(self, batch: Any, usual: str | int) -> RectifiedMap | Tensor:
-        key = usual if self.label_key is None else self.label_key
-        try:
-            labels = checks.tensor("labels", batch[key])
-        except (KeyError, IndexError) as error:
-            found = list(batch) if isinstance(batch, Mapping) else f"{len(batch)} elements"
-            raise KeyError(f"label_key: expected {key!r} in the batch, got {found}") from error
-        channel = labels.dim() >= 4 if self.spatial_dims is None else labels.dim() == self.spatial_dims + 2
-        if channel and labels.shape[1] == 1:
-            labels = labels.squeeze(1)
-        labels = whole_labels(labels, checks.validate(self.options.get("validate"), labels.device))
-        spacing = None if self.spacing is None else tuple(checks.spacing(self.spacing, labels.dim() - 1))
-        return build(self.maps, labels, self.num_classes, [spacing] * len(labels), **self.options)
+        _, labels = self.builder.labels_of(batch)
+        return batches.added(batch, self.builder.map_key, self.builder.of_batch(batch, labels))
 
 
 class RegionWiseMaps:

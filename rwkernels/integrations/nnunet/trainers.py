@@ -25,8 +25,9 @@ from torch import nn
 
 from rwkernels import checks
 from rwkernels.integrations.extras import needs
-from rwkernels.integrations.nnunet.loss import DeepSupervisionLoss, level_loss
+from rwkernels.integrations.nnunet.loss import joined_loss
 from rwkernels.integrations.schedule import set_epoch
+from rwkernels.supervision import DeepSupervisionLoss
 
 with needs("nnunet", "nnunetv2"):
     from nnunetv2.training.loss.compound_losses import DC_and_CE_loss
@@ -50,7 +51,7 @@ class RegionWiseTrainer(nnUNetTrainer):
             alpha starts at 1 and loses `alpha_step` every epoch until `alpha_min` (section 4.3 of the paper).
         alpha_step: What an epoch takes off alpha.
         alpha_min: Where alpha stops.
-        use_spacing: Measure distances in the spacing of the plans; False counts pixels, as the paper's code does.
+        use_spacing: Measure distances in the spacing of the plans; False counts pixels (of the finest level).
         optimizer_name: `"SGD"`, nnU-Net's own, or `"Adam"`, the paper's.
         learning_rate: Initial learning rate; None leaves nnU-Net's.
         epochs: Length of the training; None leaves nnU-Net's.
@@ -95,24 +96,17 @@ class RegionWiseTrainer(nnUNetTrainer):
 
     def _build_loss(self) -> nn.Module:
         own = super()._build_loss()  # for its weights of the levels, and for Dice and cross-entropy
-        weights = own.weight_factors if self.enable_deep_supervision else (1.0,)
-        region = self._region_loss(own.loss if self.enable_deep_supervision else own)
-        losses = [
-            level_loss(
-                self.maps,
-                spacing=spacing,
-                ignore_index=self.label_manager.ignore_label,
-                region_loss=region,
-                schedule=self.schedule,
-                alpha_step=self.alpha_step,
-                alpha_min=self.alpha_min,
-            )
-            if weight
-            else None
-            for weight, spacing in zip(weights, self._level_spacings(), strict=True)
-        ]
-        only = losses[0]
-        return only if only is not None and not self.enable_deep_supervision else DeepSupervisionLoss(losses, weights)
+        loss = joined_loss(
+            self.maps,
+            spacing=self._spacing(),
+            ignore_index=self.label_manager.ignore_label,
+            process_group="world" if self.is_ddp else None,
+            region_loss=self._region_loss(own.loss if self.enable_deep_supervision else own),
+            schedule=self.schedule,
+            alpha_step=self.alpha_step,
+            alpha_min=self.alpha_min,
+        )
+        return DeepSupervisionLoss(loss, own.weight_factors) if self.enable_deep_supervision else loss
 
     def _region_loss(self, own: nn.Module) -> nn.Module | None:
         """nnU-Net's Dice or cross-entropy alone, with its handling of the ignore label."""
@@ -125,14 +119,12 @@ class RegionWiseTrainer(nnUNetTrainer):
         found: nn.Module = own
         return found
 
-    def _level_spacings(self) -> list[tuple[float, ...] | None]:
-        """Spacing of every level in the order of its axes; the plans hold it transposed, without the slices of 2D."""
-        axes = len(self.configuration_manager.patch_size)
-        scales = self._get_deep_supervision_scales() or [[1.0] * axes]
+    def _spacing(self) -> tuple[float, ...] | None:
+        """Spacing in the order of the axes of a patch; the plans hold it transposed, without the slices of 2D."""
         if not self.use_spacing:
-            return [None] * len(scales)
-        spacing = [float(size) for size in self.configuration_manager.spacing][-axes:]
-        return [tuple(size / float(part) for size, part in zip(spacing, scale, strict=True)) for scale in scales]
+            return None
+        axes = len(self.configuration_manager.patch_size)
+        return tuple(float(size) for size in self.configuration_manager.spacing[-axes:])
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Any]:
         """nnU-Net's SGD, or Adam with nnU-Net's weight decay and polynomial schedule, as the paper's code has it."""
