@@ -1,6 +1,7 @@
 """Region-wise maps in MONAI's own pipeline, and losses that follow MONAI's conventions."""
 
 import itertools
+import pickle
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from monai.transforms import (
     RandCropByPosNegLabeld,
     RandFlipd,
     RandRotate90d,
+    Rotate90d,
     Spacingd,
 )
 from samples import scene, scipy_distance
@@ -215,6 +217,21 @@ def test_a_cached_map_is_cropped_flipped_collated_and_decollated_with_its_label(
                 assert torch.equal(found, whole[single["case"]][key].as_tensor().flatten(1)[:, number])
 
 
+def test_labels_that_are_to_be_moved_lazily_are_moved_before_their_map_is_made(tmp_path):
+    (names,) = write(tmp_path, 1)
+    both = ["image", "label"]
+    steps = [
+        LoadImaged(both),
+        EnsureChannelFirstd(both),
+        Orientationd(both, "RAS", labels=None),
+        Rotate90d(both, spatial_axes=(0, 1)),
+        pickle.loads(pickle.dumps(RegionWiseMapd("label", CLASSES))),  # as for workers that are spawned
+    ]
+    eager, lazy = Compose(steps)(names), Compose(steps, lazy=True)(names)
+    assert eager["label"].shape != torch.Size([1, 14, 12, 10])
+    torch.testing.assert_close(lazy["label_map"].as_tensor(), eager["label_map"].as_tensor())
+
+
 def test_a_compact_map_in_a_sample_is_collated():
     samples = [{"map": rw.rectified_map(image[None], CLASSES)[0]} for image in scene("blobs", (9, 11), CLASSES)]
     found = list_data_collate(samples)["map"]
@@ -298,10 +315,13 @@ def test_class_weights_are_those_of_the_true_class():
         torch.testing.assert_close(found, rw.RegionWiseLoss(class_weight=weight)(logits, labels))
 
 
-def test_a_compact_map_may_stand_for_the_target():
-    logits, labels, _ = problem()
-    found = RegionWiseLoss(to_onehot_y=True, softmax=True)(logits, rw.rectified_map(labels, CLASSES))
-    torch.testing.assert_close(found, rw.RegionWiseLoss()(logits, labels))
+@pytest.mark.parametrize("softmax", [True, False], ids=["logits", "probabilities"])
+@pytest.mark.parametrize("ignore_index", [None, 255], ids=["none-ignored", "ignore255"])
+def test_a_compact_map_may_stand_for_the_target_and_brings_what_it_ignores(ignore_index, softmax):
+    logits, labels, _ = problem(ignore_index)
+    maps = rw.rectified_map(labels, CLASSES, ignore_index=ignore_index)
+    found = RegionWiseLoss(to_onehot_y=True, softmax=softmax)(logits if softmax else logits.softmax(1), maps)
+    torch.testing.assert_close(found, rw.RegionWiseLoss(ignore_index=ignore_index)(logits, labels))
 
 
 def test_it_joins_monais_dice_in_a_combined_loss():

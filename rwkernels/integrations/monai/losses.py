@@ -137,6 +137,9 @@ class RegionWiseLoss(_Loss):
     def _of_probabilities(self, values: Tensor, maps: RectifiedMap | Tensor, labels: Tensor) -> Tensor:
         """Eq. 1 without its softmax, in eager PyTorch."""
         rule = self.of_logits
+        ignored = rule.ignore_index
+        if isinstance(maps, RectifiedMap) and maps.ignore_index is not None:
+            ignored = maps.ignore_index
         self._refuse_logits(values)
         if rule.class_weight is not None:
             dense_labels = None if isinstance(maps, RectifiedMap) else labels
@@ -147,8 +150,8 @@ class RegionWiseLoss(_Loss):
         wide = values if values.dtype == torch.float64 else values.float()
         pixels = (wide * dense)[:, first:].sum(1)
         count: Tensor | int = pixels.numel()
-        if rule.ignore_index is not None:
-            counts = labels != rule.ignore_index
+        if ignored is not None:
+            counts = labels != ignored
             pixels = torch.where(counts, pixels, 0.0)
             count = counts.sum()
         if self.reduction == LossReduction.NONE.value:
