@@ -43,7 +43,7 @@ def test_the_example_script_learns() -> None:
 
 
 def modules() -> list[str]:
-    """Every module of the package that can be imported without an extra."""
+    """Every module of the package but the command's, the demo's and the compiled core."""
     found = pkgutil.walk_packages(rwkernels.__path__, "rwkernels.")
     return [
         m.name for m in found if not m.name.startswith(("rwkernels.demo", "rwkernels.__main__", "rwkernels._native"))
@@ -54,7 +54,13 @@ def modules() -> list[str]:
 def test_docstring_examples_give_what_they_show(name: str) -> None:
     if name.startswith("rwkernels.backends.triton_"):
         pytest.importorskip("triton", reason="triton is not installed")
-    result = doctest.testmod(importlib.import_module(name))
+    try:
+        module = importlib.import_module(name)
+    except ImportError as error:
+        if "pip install" not in str(error):
+            raise
+        pytest.skip(str(error))  # an integration whose library is not there
+    result = doctest.testmod(module)
     assert result.failed == 0
 
 
