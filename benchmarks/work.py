@@ -1,7 +1,8 @@
 """Predicted work of a rectified map on a GPU, ours and cuCIM's: `python -m benchmarks.work [T1 T2 ...]`.
 
-Nothing here was measured on a GPU. Launches and bytes follow from the shapes. The operations of our column passes are
-counted on the labels (`sweeps.py`); instructions are those of the binaries for sm_90 that `tests/test_work.py` checks.
+Where there is a GPU, measured times stand beside the predicted ones; without one nothing here is measured. Launches and
+bytes follow from the shapes. The operations of our column passes are counted on the labels (`sweeps.py`); instructions
+are those of the binaries for sm_90 that `tests/test_work.py` checks.
 
 The rates, and where they are from: NVIDIA H100 SXM5, 132 multiprocessors with 4 schedulers that issue one warp
 instruction a clock each, 1.755 GHz boost and 3.35 TB/s (H100 data sheet and Hopper tuning guide). The guide to CUDA's
@@ -12,11 +13,17 @@ every instruction went there, `issue` if nothing but the schedulers held them up
 from __future__ import annotations
 
 import math
+import statistics
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import torch
+
+import rwkernels as rw
 from benchmarks import sweeps
+from rwkernels.backends import load
+from rwkernels.bench import clock
 from rwkernels.bench.inputs import Task, labels, map_tasks
 
 PROCESSORS, SCHEDULERS, CLOCK, BANDWIDTH = 132, 4, 1.755e9, 3.35e12
@@ -139,6 +146,28 @@ def cucim(task: Task) -> Work:
     return Work(images * launches, moved)
 
 
+def measured(task: Task, backend: str, device: torch.device, runs: int = 20) -> str:
+    """The median time of a compact map on a GPU, or why that backend cannot make one."""
+    reason = load(backend).can_run(device)
+    if reason is not None:
+        return f"not measured ({reason})"
+    image, watch = labels(task).to(device), clock.of(device)
+
+    def run() -> rw.RectifiedMap:
+        return rw.rectified_map(image, task.num_classes, spacing=task.spacing, validate=False, backend=backend)
+
+    times = [watch.measure(run, lambda: None)[0] for _ in range(watch.warm_ups + runs)][watch.warm_ups :]
+    return f"{1e6 * statistics.median(times):.1f}"
+
+
+def _measurements(task: Task) -> list[str]:
+    if not torch.cuda.is_available():
+        return []
+    device = torch.device("cuda")
+    mine, theirs = (measured(task, backend, device) for backend in ("triton", "cucim"))
+    return [f"  measured us     {mine}; cuCIM {theirs} ({torch.cuda.get_device_name(device)})"]
+
+
 def report(task: Task) -> str:
     """The lines of one task."""
     mine, theirs = ours(task), cucim(task)
@@ -154,6 +183,7 @@ def report(task: Task) -> str:
             f"  predicted us    issue {1e6 * mine.issue:.1f}, pipe {1e6 * mine.pipe:.1f}, "
             f"memory {1e6 * mine.memory:.1f}; cuCIM memory {1e6 * theirs.memory:.1f}",
             f"  floor us        {1e6 * floor:.1f} (labels in, map out): {slower[0]:.1f} to {slower[1]:.1f} times it",
+            *_measurements(task),
         ]
     )
 

@@ -106,3 +106,20 @@ def test_cucim_launches_as_its_source_says():
     task = work.Task("", "hearts", (1, 256, 256), 4)
     assert work.cucim(task).launches == 4 * 16
     assert work.cucim(work.Task("", "blobs", (1, 16, 64, 64), 3)).launches == 3 * 12
+
+
+def test_a_time_is_measured_with_the_clock_of_the_device_or_the_reason_told():
+    task = work.Task("", "blobs", (1, 24, 30), 3)
+    cpu = torch.device("cpu")
+    assert float(work.measured(task, "reference", cpu, runs=3)) > 0
+    reason = work.load("cucim").can_run(cpu)
+    assert work.measured(task, "cucim", cpu) == f"not measured ({reason})"
+    if not torch.cuda.is_available():
+        assert "measured" not in work.report(task)
+
+
+@pytest.mark.gpu
+def test_measured_times_stand_beside_predicted_ones_on_a_gpu():
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    assert "measured us" in work.report(work.Task("", "blobs", (1, 64, 64), 3))

@@ -23,6 +23,7 @@ OURS, REUSED = "rwkernels", "rwkernels, reused buffer"
 COMPACT, COMPACT_REUSED = "rwkernels compact", "rwkernels compact, reused buffer"
 DENSE, DENSE_REUSED = "rwkernels dense", "rwkernels dense, reused buffer"
 REFERENCE, CUCIM_BACKEND = "rwkernels, reference backend", "rwkernels, cucim backend"
+CPU_AND_COPIES = "rwkernels on the CPU, and copies"
 EDT, EDT_FINISH, EDT_TWICE = "edt", "edt + torch", "edt twice per class"
 MONAI_BOUNDARY = "MONAI BoundaryLoss map"
 TWICE = {f"{name.removesuffix(' per class')} twice per class": name for name in (
@@ -231,6 +232,14 @@ def rectified_makers(task: Task, device: str) -> dict[str, Maker]:
 
         return Contender(DENSE_REUSED, run, check, buffer="reused", moved=dense_bytes)
 
+    def on_cpu() -> Contender:
+        """Labels that are on the device come to the CPU, and their map goes back."""
+
+        def run() -> rw.RectifiedMap:
+            return rw.rectified_map(image.cpu(), k, spacing=task.spacing).to(device)
+
+        return Contender(CPU_AND_COPIES, run, check_compact, buffer="fresh")
+
     def edt() -> Contender:
         missing = peers.missing_module("edt")
         if missing:
@@ -247,6 +256,7 @@ def rectified_makers(task: Task, device: str) -> dict[str, Maker]:
         CUCIM_BACKEND: lambda: _with_backend(
             CUCIM_BACKEND, "cucim", device, lambda: compact(CUCIM_BACKEND, None, "cucim")
         ),
+        CPU_AND_COPIES: on_cpu,
         EDT_FINISH: edt,
         peers.SCIPY: lambda: _paper(task, device, check),
     }

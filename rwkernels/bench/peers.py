@@ -23,7 +23,7 @@ SCIPY = "SciPy per class"
 MONAI = "MONAI distance_transform_edt"
 OPENCV, SIMPLEITK, DIPLIB = "OpenCV per class", "SimpleITK per class", "DIPlib per class"
 EDT_PER_CLASS = "edt per class"
-CUPY, CUCIM = "CuPy per class", "cuCIM per class"
+CUPY, CUCIM, SAM3 = "CuPy per class", "cuCIM per class", "SAM3 per class"
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ def _cupy_like(transform_of: str) -> Callable[[tuple[Any, Spacing]], Iterator[An
     return distances
 
 
-def _monai_tensors(masks: Mask, spacing: Spacing) -> tuple[Any, Spacing]:
+def _masks_on_cuda(masks: Mask, spacing: Spacing) -> tuple[Any, Spacing]:
     return torch.from_numpy(masks).cuda(), spacing
 
 
@@ -169,6 +169,11 @@ def _monai_cuda(given: tuple[Any, Spacing]) -> Iterator[Any]:
     transform = importlib.import_module("monai.transforms.utils").distance_transform_edt
     masks, spacing = given
     return iter(transform(masks, sampling=None if spacing is None else list(spacing)))
+
+
+def _sam3(given: tuple[Any, Spacing]) -> Iterator[Any]:
+    """Its transform in Triton takes a batch of planar images, and one row or column a program."""
+    return iter(importlib.import_module("sam3.model.edt").edt_triton(given[0]))
 
 
 _CUCIM = "cucim.core.operations.morphology"
@@ -189,7 +194,8 @@ GPU_LIBRARIES = {
     for library in (
         Library(CUCIM, _CUCIM, _on_cupy, _cupy_like(_CUCIM), device="cuda"),
         Library(CUPY, "cupyx.scipy.ndimage", _on_cupy, _cupy_like("cupyx.scipy.ndimage"), device="cuda"),
-        Library(MONAI, "monai.transforms.utils", _monai_tensors, _monai_cuda, device="cuda"),
+        Library(MONAI, "monai.transforms.utils", _masks_on_cuda, _monai_cuda, device="cuda"),
+        Library(SAM3, "sam3.model.edt", _masks_on_cuda, _sam3, planar_only=True, device="cuda"),
     )
 }  # fmt: skip
 
@@ -202,9 +208,10 @@ def library(name: str, device: str) -> Library:
 
 
 def usable(names: Sequence[str], axes: int, isotropic: bool) -> list[str]:
-    """Those of `names` that can do images of so many axes at all (OpenCV: planar and isotropic ones)."""
+    """Those of `names` that can do images of so many axes at all (OpenCV, SAM3: planar and isotropic ones)."""
+    libraries = {**CPU_LIBRARIES, **GPU_LIBRARIES}
     return [
         name
         for name in names
-        if not (name in CPU_LIBRARIES and CPU_LIBRARIES[name].planar_only and (axes != 2 or not isotropic))
+        if not (name in libraries and libraries[name].planar_only and (axes != 2 or not isotropic))
     ]

@@ -131,7 +131,7 @@ def _rectified_cases(scale: str, device: str) -> Iterable[Case]:
         if many and scale == "quick":
             others = [peers.SCIPY, maps.EDT_FINISH]
         if device == "cuda":
-            others = [peers.SCIPY, peers.CUCIM, peers.CUPY, peers.MONAI]
+            others = [peers.SCIPY, maps.CPU_AND_COPIES, peers.CUCIM, peers.CUPY, peers.SAM3, peers.MONAI]
         names = tuple(ours + peers.usable(others, len(task.image_shape), _isotropic(task)))
         goals = [Goal(maps.COMPACT, peers.SCIPY, 1500 if many else 100), Goal(maps.DENSE_REUSED, peers.SCIPY, None)]
         if device == "cpu":
