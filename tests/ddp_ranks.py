@@ -160,5 +160,6 @@ def run(rank: int, folder: str) -> None:
         found["epochs"] = epochs(rank)
         found["refusals"] = refusals()
         torch.save(found, os.path.join(folder, f"rank{rank}.pt"))
+        dist.barrier()  # without it, gloo now and then aborts at exit
     finally:
         dist.destroy_process_group()
