@@ -112,12 +112,40 @@ def test_a_loss_or_a_gradient_that_is_slightly_off_is_refused(name):
     assert "gradient" in (contender.check(value) or "")
 
 
+@pytest.mark.parametrize("name", [losses.DENSE, losses.CROSS_ENTROPY, losses.DICE])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("everywhere", [True, False])
+def test_a_gradient_that_is_not_finite_is_refused(name, bad, everywhere):
+    contender = losses.loss_makers(FLAT, "cpu")[name]()
+    if contender.missing:
+        pytest.skip(contender.missing)
+    contender.prepare()
+    value = contender.run().detach()
+    gradient = logits(FLAT, torch.float32, CONTIGUOUS, "cpu").grad
+    gradient.view(-1)[slice(None) if everywhere else slice(1)] = bad
+    assert contender.check(value) == "the gradient is not finite"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_losses_of_labels_alone_read_logits_and_labels_and_write_the_gradient(dtype):
+    makers = losses.loss_makers(FLAT, "cpu", dtype)
+    element = {"float32": 4, "bfloat16": 2}[dtype]
+    expected = (2 * element * FLAT.num_classes + 8) * FLAT.pixels
+    assert makers[losses.CROSS_ENTROPY]().moved == makers[losses.DICE]().moved == expected
+
+
+def test_the_way_of_the_paper_that_is_timed_is_the_one_that_gives_the_truth():
+    masks = truth.one_hot(TASK)
+    timed = maps.rectified_makers(TASK, "cpu")[peers.SCIPY]().run()
+    assert torch.equal(timed, torch.from_numpy(truth.paper_map(masks, TASK.spacing)[0]))
+
+
 def test_the_kernel_alone_is_right_with_fresh_and_reused_gradients():
     right(losses.kernel_makers(FLAT, "cpu"), list(losses.KERNELS.values()))
 
 
 @pytest.mark.parametrize("family", steps.FAMILIES)
-def test_whole_steps_are_right(family):
+def test_labels_to_gradient_is_right(family):
     names = [steps.OURS, steps.PAPER, steps.PAPER_EDT, *([steps.MONAI_LOSS] if family == "boundary" else [])]
     right(steps.step_makers(FLAT, family, "cpu"), names)
 
@@ -148,6 +176,41 @@ def test_a_case_that_cannot_be_set_up_gives_rows_that_say_so():
     assert {row.contender for row in rows} == set(case.names)
     assert all(row.verdict == "failed" and "MemoryError" in row.reason for row in rows)
     assert session.failures(results_of(rows))
+
+
+def test_an_error_while_peaks_are_measured_leaves_the_timings_alone(monkeypatch):
+    def broken(*_):
+        raise OSError("no process")
+
+    monkeypatch.setattr(session, "_peaks", broken)
+    case = next(case for case in registry.cases("tiny") if case.family == "distance")
+    with pytest.warns(RuntimeWarning, match="no peak memory: OSError: no process"):
+        rows = session.measure_case(case, [1, 2], "tiny")
+    assert all(row.ranked and row.peak is None for row in rows if row.ours)
+
+
+def test_an_error_on_one_number_of_threads_leaves_the_rows_of_another_alone(monkeypatch):
+    race = session.interleave
+
+    def broken(contenders, threads, *others):
+        if threads == 2:
+            raise RuntimeError("no threads")
+        return race(contenders, threads, *others)
+
+    monkeypatch.setattr(session, "interleave", broken)
+    case = next(case for case in registry.cases("tiny") if case.family == "distance")
+    rows = session.measure_case(case, [1, 2], "tiny")
+    assert all(row.ranked for row in rows if row.ours and row.threads == 1)
+    second = [row for row in rows if row.threads == 2]
+    assert {row.contender for row in second} == set(case.names)
+    assert all((row.verdict, row.reason) == ("failed", "the race failed: RuntimeError: no threads") for row in second)
+
+
+def test_peaks_are_shown_on_the_rows_of_the_threads_that_they_were_measured_with(monkeypatch):
+    monkeypatch.setattr(session, "_peaks", lambda *_: {maps.OURS: 7})
+    case = next(case for case in registry.cases("tiny") if case.family == "distance")
+    rows = session.measure_case(case, [1, 2], "tiny")
+    assert [row.peak for row in rows if row.contender == maps.OURS] == [None, 7]
 
 
 def results_of(rows):

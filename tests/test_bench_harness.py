@@ -14,11 +14,11 @@ from rwkernels.bench.clock import StreamClock, parse_clocks
 from rwkernels.bench.harness import Contender, Effort, Measured, absent, interleave, ratio
 
 
-def test_contenders_take_turns_after_one_checked_run_each():
+def test_contenders_take_turns_after_a_checked_run_and_a_warm_up_each():
     order: list[str] = []
     racing = [Contender(name, lambda name=name: order.append(name)) for name in "ab"]
     measured = interleave(racing, 1, Effort(0.0, 3))
-    assert "".join(order) == "ab" + "ababab"
+    assert "".join(order) == "aabb" + "ababab"
     assert [len(measured[name].seconds) for name in "ab"] == [3, 3]
 
 
@@ -31,7 +31,7 @@ def test_a_turn_repeats_short_runs_until_it_has_lasted():
 
     racing = [Contender(name, lambda name=name: run(name)) for name in "ab"]
     measured = interleave(racing, 1, Effort(0.0, 2, turn=0.005))
-    turns = [len(list(runs)) for _, runs in itertools.groupby(order[2:])]
+    turns = [len(list(runs)) for _, runs in itertools.groupby(order[4:])]
     assert len(turns) == 4
     assert all(1 < runs <= 5 for runs in turns)
     assert all(len(m.seconds) == 2 and m.median >= 0.001 for m in measured.values())
@@ -71,10 +71,41 @@ def test_threads_are_set_for_the_race_and_put_back():
     assert torch.get_num_threads() == before
 
 
-def test_ratio_is_that_of_the_medians_with_the_quartiles_of_the_turns():
+def test_ratio_is_the_median_of_the_turns_and_lies_within_their_quartiles():
     value, spread = ratio(Measured("a", [2.0, 4.0, 6.0]), Measured("b", [1.0, 2.0, 1.0]))
-    assert value == 4.0
+    assert value == 2.0
     assert spread == (2.0, 4.0)
+    # The medians are 5 and 1, their ratio 5; in most turns it is 1.
+    value, (low, high) = ratio(Measured("a", [1.0, 1.0, 5.0, 9.0, 9.0]), Measured("b", [1.0, 1.0, 1.0, 9.0, 9.0]))
+    assert (low, value, high) == (1.0, 1.0, 1.0)
+
+
+class Slow:
+    """A clock on which the first run takes 1.5 s and every other 1 ms."""
+
+    def __init__(self, warm_ups: int) -> None:
+        self.warm_ups, self.runs = warm_ups, 0
+
+    def measure(self, run, prepare):
+        self.runs += 1
+        return (1.5 if self.runs == 1 else 0.001), run()
+
+    def state(self):
+        return {}
+
+
+@pytest.mark.parametrize("warm_ups", [0, 3], ids=["CPU", "GPU"])
+def test_a_cold_first_run_does_not_make_a_contender_slow(warm_ups):
+    clock = Slow(warm_ups)
+    found = interleave([Contender("a", lambda: None)], 1, Effort(1.5, 5, turn=0.02), clock)["a"]
+    assert len(found.seconds) == 60
+    assert set(found.seconds) == {0.001}
+
+
+def test_a_first_run_that_takes_very_long_is_repeated_on_a_gpu_only():
+    effort = Effort(0.0, 5, once=1.0)
+    assert interleave([Contender("a", lambda: None)], 1, effort, Slow(0))["a"].seconds == [1.5]
+    assert interleave([Contender("a", lambda: None)], 1, effort, Slow(3))["a"].seconds == [0.001] * 5
 
 
 def test_a_contender_timed_once_is_set_against_every_turn_of_the_other():

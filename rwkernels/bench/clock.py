@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 
 WARM_UPS = 3
-"""Runs of a contender on a GPU before its first timed one; on a CPU the checked run is the only warm-up."""
+"""Runs of a contender on a GPU between the checked one and the first timed one; on a CPU one, if it is quick."""
 
 
 class Clock(Protocol):
@@ -19,7 +19,7 @@ class Clock(Protocol):
 
     @property
     def warm_ups(self) -> int:
-        """Runs before the first timed one, besides the checked one."""
+        """Runs before the first timed one, besides the checked one; 0: one, unless a run takes too long for it."""
 
     def measure(self, run: Callable[[], Any], prepare: Callable[[], None]) -> tuple[float, Any]:
         """Seconds of `run`, with `prepare` before it outside the timing, and what `run` returned."""

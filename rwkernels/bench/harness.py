@@ -1,7 +1,7 @@
 """Timing: contenders of a case take turns, so that whatever else the machine does hits them all.
 
-A turn is one run, or the median of as many as fit into 20 ms. A ratio is that of the medians; its spread is the
-interquartile range of the ratios within each turn. Whoever answers wrongly is named and not timed.
+A turn is one run, or the median of as many as fit into 20 ms. A ratio is the median of the ratios within each turn,
+its spread their interquartile range. Whoever answers wrongly is named and not timed.
 """
 
 from __future__ import annotations
@@ -77,8 +77,8 @@ class Effort:
     # Seconds that a turn lasts, if its runs are shorter: a millisecond on its own would measure what the contender
     # before it left in the caches and how long a thread takes to wake.
     turn: float = 0.0
-    # A contender slower than `slow` takes `fewest` turns or three; one slower than `once` takes one, which is the run
-    # that was checked.
+    # A contender slower than `slow` takes `fewest` turns or three; one slower than `once` takes one: on a CPU the run
+    # that was checked, on a GPU the last warm-up.
     slow: float = 0.7
     once: float = 3.0
 
@@ -131,8 +131,11 @@ def _turn(contender: Contender, lasting: float, clock: Clock) -> float:
     return statistics.median(runs)
 
 
-def _first_run(contender: Contender, clock: Clock) -> tuple[float, str, str]:
-    """Seconds of the checked run, and the verdict on its answer with the reason."""
+def _first_run(contender: Contender, once: float, clock: Clock) -> tuple[float, str, str]:
+    """Seconds of the last run before the turns, and the verdict on the answer of the first one with the reason.
+
+    A first run can take a thousand times longer than the next (imports, kernels that are compiled, caches of plans).
+    """
     if contender.missing:
         return 0.0, MISSING, contender.missing
     if contender.seconds is not None:
@@ -140,12 +143,15 @@ def _first_run(contender: Contender, clock: Clock) -> tuple[float, str, str]:
     try:
         seconds, result = clock.measure(contender.run, contender.prepare)
         wrong = contender.check(result)
-        for _ in range(clock.warm_ups):
-            clock.measure(contender.run, contender.prepare)
+        del result
+        if wrong:
+            return 0.0, WRONG, wrong
+        for _ in range(clock.warm_ups or int(seconds <= once)):
+            seconds, _ = clock.measure(contender.run, contender.prepare)
     except Exception as error:  # one contender that fails must not cost the table
         first_line = str(error).strip().split("\n")[0][:200]
         return 0.0, FAILED, f"{type(error).__name__}: {first_line}"
-    return (seconds, WRONG, wrong) if wrong else (seconds, RIGHT, "")
+    return seconds, RIGHT, ""
 
 
 def interleave(
@@ -154,7 +160,7 @@ def interleave(
     """Checks every contender, then times them in turns: A B C, A B C, ..."""
     timer: Clock = clock or clocks.HostClock()
     with quiet(threads):
-        first = {contender.name: _first_run(contender, timer) for contender in contenders}
+        first = {contender.name: _first_run(contender, effort.once, timer) for contender in contenders}
         measured = {name: Measured(name, [], verdict, reason) for name, (_, verdict, reason) in first.items()}
         racing = []
         for contender in contenders:
@@ -173,7 +179,7 @@ def interleave(
 
 
 def ratio(numerator: Measured, denominator: Measured) -> tuple[float, tuple[float, float]]:
-    """Ratio of the medians, and the quartiles of the ratios turn by turn.
+    """Median and quartiles of the ratios turn by turn.
 
     Only turns that both took count, unless one of them was timed a single time, which goes with every turn.
     """
@@ -183,10 +189,9 @@ def ratio(numerator: Measured, denominator: Measured) -> tuple[float, tuple[floa
     else:
         above, below = above[: len(below)], below[: len(above)]
         pairs = [a / b for a, b in zip(above, below, strict=True)]
-    value = statistics.median(above) / statistics.median(below)
     if len(pairs) < 2:
-        return value, (value, value)
-    low, _, high = statistics.quantiles(pairs, n=4, method="inclusive")
+        return pairs[0], (pairs[0], pairs[0])
+    low, value, high = statistics.quantiles(pairs, n=4, method="inclusive")
     return value, (low, high)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -105,13 +106,18 @@ def loss_bytes(task: Task, dtype: str) -> tuple[int, int]:
     return (2 * element + 4) * k * task.pixels, (2 * element * k + 12) * task.pixels
 
 
+def target_bytes(task: Task, dtype: str) -> int:
+    """The same for a loss that reads logits and int64 labels and no map: cross-entropy, Dice."""
+    return (2 * DTYPES[dtype].itemsize * task.num_classes + 8) * task.pixels
+
+
 def loss_makers(task: Task, device: str, dtype: str = "float32", layout: str = CONTIGUOUS) -> dict[str, Maker]:
     """Forward and backward of the mean loss through the public functions."""
     x = logits(task, DTYPES[dtype], layout, device)
     compact, dense = loss_maps(task, device, layout)
     target = compact.labels
     tolerance, scale = TOLERANCE[dtype], SCALE[dtype]
-    compact_bytes = loss_bytes(task, dtype)[1]
+    compact_bytes, labels_bytes = loss_bytes(task, dtype)[1], target_bytes(task, dtype)
 
     def cross_entropy(x: Tensor) -> Tensor:
         # In float16 its sums overflow on a CPU; autocast widens the logits as this does.
@@ -135,8 +141,8 @@ def loss_makers(task: Task, device: str, dtype: str = "float32", layout: str = C
         ),
         EAGER: lambda: step(EAGER, lambda x: plain_loss(x, dense), check),
         COMPILED: lambda: _compiled(x, dense, check, scale),
-        CROSS_ENTROPY: lambda: step(CROSS_ENTROPY, cross_entropy, check_cross_entropy, compact_bytes),
-        DICE: lambda: _dice(x, target, tolerance, scale),
+        CROSS_ENTROPY: lambda: step(CROSS_ENTROPY, cross_entropy, check_cross_entropy, labels_bytes),
+        DICE: lambda: replace(_dice(x, target, tolerance, scale), moved=labels_bytes),
     }
 
 

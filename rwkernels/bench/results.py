@@ -12,6 +12,7 @@ import importlib
 import json
 import math
 import statistics
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
@@ -64,6 +65,7 @@ class Row:
     share: float | None = None  # of the speed of a copy of the same bytes, taking turns
     peak: int | None = None  # bytes beyond the inputs, None where it was not measured
     buffer: str = ""
+    of_truth: bool = False  # timed a single time, while the truth was computed
     per_second: float | None = None
     device: str = "cpu"
     shape: tuple[int, ...] = ()
@@ -278,7 +280,7 @@ def load(path: Path) -> Run:
     try:
         text = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
         return from_json(json.loads(text))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: {error}") from None
 
 

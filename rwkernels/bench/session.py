@@ -9,6 +9,7 @@ import importlib.metadata
 import os
 import platform
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -162,6 +163,7 @@ def _row(case: Case, contender: Contender, threads: int, measured: dict[str, Mea
     found = measured[contender.name]
     row = _base(case, contender.name, threads)
     row = replace(row, verdict=found.verdict, reason=found.reason, buffer=contender.buffer)
+    row = replace(row, of_truth=contender.seconds is not None)
     row = replace(row, moved=contender.moved or case.moved)
     if not found.seconds:
         return row
@@ -239,7 +241,7 @@ def measure_case(
     server: memory.Server | None = None,
     progress: Progress = lambda case, threads, done: None,
 ) -> list[Row]:
-    """All rows of a case. An error of the case itself gives rows that say so, not an end of the run."""
+    """All rows of a case. An error of one number of threads gives rows that say so, and leaves the others alone."""
     progress(case, counts[0], 0.0)
     judged = scale == "full"  # goals are set for the full inputs
     rows: list[Row] = []
@@ -247,23 +249,43 @@ def measure_case(
         device = torch.device(case.device)
         clock = clocks.of(device)
         contenders = _with_copies(case, device)
-        for count in counts:
-            progress(case, count, 0.0)
+    except Exception as error:
+        progress(case, counts[-1], case.effort * len(counts))
+        return [row for count in counts for row in _failed(case, count, "the case cannot be set up", error)]
+    for count in counts:
+        progress(case, count, 0.0)
+        try:
             measured = interleave(contenders, count, EFFORTS[scale], clock)
             state = clock.state()
-            found = [_row(case, contender, count, measured, judged) for contender in contenders]
-            rows += [replace(row, warm_ups=1 + clock.warm_ups, clocks=state) for row in found]
-            progress(case, count, 0.8 * case.effort)
-        peaks = _peaks(case, contenders, rows, counts[-1], server)
-        rows = [_with_peak(case, row, peaks, judged) for row in rows]
-    except Exception as error:
-        reason = (
-            f"the case cannot be set up: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-        )
-        rows = [replace(_base(case, name, n), verdict=FAILED, reason=reason) for n in counts for name in case.names]
+            for contender in contenders:
+                row = _row(case, contender, count, measured, judged)
+                warm_ups = clock.warm_ups or int(len(row.seconds) > 1)
+                rows.append(replace(row, warm_ups=1 + warm_ups, clocks=state))
+        except Exception as error:
+            rows = [row for row in rows if row.threads != count]
+            rows += _failed(case, count, "the race failed", error)
+        progress(case, count, 0.8 * case.effort)
+    try:
+        last = [row for row in rows if row.threads == counts[-1]]
+        peaks = _peaks(case, contenders, last, counts[-1], server)
+    except Exception as error:  # the timings stand without them
+        warnings.warn(f"{case.id}: no peak memory: {_told(error)}", RuntimeWarning, stacklevel=2)
+        peaks = {}
+        if server is not None:
+            server.close()  # an answer that is half read must not be taken for that of the next case
+    rows = [_with_peak(case, row, peaks, judged) if row.threads == counts[-1] else row for row in rows]
     progress(case, counts[-1], 0.2 * case.effort * len(counts))
     gc.collect()
     return rows
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+
+
+def _failed(case: Case, threads: int, what: str, error: Exception) -> list[Row]:
+    reason = f"{what}: {_told(error)}"
+    return [replace(_base(case, name, threads), verdict=FAILED, reason=reason) for name in case.names]
 
 
 # --- all of them -----------------------------------------------------------------------------------------------

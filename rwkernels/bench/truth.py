@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -50,7 +51,7 @@ def paper_map(
         for k in range(truth.shape[1]):
             distance = distance_transform_edt(truth[image, k], sampling=spacing)
             largest[image, k] = distance.max()
-            maps[image, k] = -distance / (largest[image, k] + 1e-15)
+            np.divide(distance, -(largest[image, k] + 1e-15), out=maps[image, k], casting="unsafe")
     maps[maps == 0] = 1
     return maps, largest
 
@@ -175,9 +176,17 @@ def _runs(logits: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
     return zip(*[tensor.split(run, 2) for tensor in flat], strict=True)
 
 
+def _off(so_far: float, difference: Tensor) -> float:
+    """The larger of `so_far` and what is in `difference`; infinite if that is not finite (`max` drops a NaN)."""
+    found = float(difference.abs().max())
+    return max(so_far, found) if math.isfinite(found) else math.inf
+
+
 def _judged(loss: float, expected_loss: float, worst: float, largest: float, tolerance: float) -> str | None:
     if not abs(loss - expected_loss) <= tolerance * max(abs(expected_loss), 1e-2):
         return f"loss {loss} instead of {expected_loss}"
+    if not math.isfinite(worst):
+        return "the gradient is not finite"
     if not worst <= tolerance * largest:
         return f"the gradient is off by up to {worst / largest:.2g} of its largest entry"
     return None
@@ -194,7 +203,7 @@ def loss_mismatch(
         x, z = x.double(), z.double()
         total += float(reference.pixel_loss(x, z).sum())
         expected = reference.pixel_gradient(x, z).mul_(scale / logits.numel())
-        worst = max(worst, float((g - expected).abs().max()))
+        worst = _off(worst, g - expected)
         largest = max(largest, float(expected.abs().max()))
     return _judged(loss, total / logits.numel(), worst, largest, tolerance)
 
@@ -209,7 +218,7 @@ def cross_entropy_mismatch(
         log_softmax = torch.log_softmax(x.double(), 1)
         total -= float(log_softmax.gather(1, t).sum())
         expected = log_softmax.exp_().scatter_add_(1, t, torch.full(t.shape, -1.0, dtype=torch.float64))
-        worst = max(worst, float((g - expected * (scale / count)).abs().max()))
+        worst = _off(worst, g - expected * (scale / count))
     return _judged(loss, total / count, worst, scale / count, tolerance)
 
 
@@ -227,6 +236,6 @@ def dice_mismatch(
         total += float((1 - above / below).sum())
         slope = truth.mul_(2 * below).sub_(above).div_(-(below.square()) * (images_classes / scale))
         expected = y * (slope - (y * slope).sum(0, keepdim=True))
-        worst = max(worst, float((g.flatten(1) - expected).abs().max()))
+        worst = _off(worst, g.flatten(1) - expected)
         largest = max(largest, float(expected.abs().max()))
     return _judged(loss, total / images_classes, worst, largest, tolerance)
