@@ -1,21 +1,24 @@
 """README's table, docs/benchmarks.md and its pictures, made from the kept run.
 
     python -m benchmarks.publish              # from benchmarks/results/rwkernels-bench.json.gz
-    python -m benchmarks.publish --measure    # measure everything first, on a quiet machine: half an hour
+    python -m benchmarks.publish --measure    # measure everything first, on a quiet machine
 
-Only what lies between the markers of a document is written.
+A run that is not a full one is refused, unless `--quick-anyway` says that it is wanted. Only what lies between the
+markers of a document is written.
 """
 
 from __future__ import annotations
 
 import argparse
 import gzip
+import math
 import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rwkernels.bench import charts, command, html, results, session, summary, table
+from rwkernels.bench import charts, command, html, losses, maps, results, session, summary, table
+from rwkernels.bench.files import write
 from rwkernels.bench.results import Run, threads_text
 from rwkernels.bench.summary import HEADLINES, Found, number
 
@@ -69,7 +72,7 @@ def readme_table(run: Run) -> str:
     counts = sorted({row.threads for row in run.rows if row.axis != "threads"})
     rows = []
     for headline in HEADLINES:
-        listed = summary.found(run, headline)
+        listed = summary.found(run, headline, summary.main_device(run))
         for many in (False, True):
             groups = _by_threads([f for f in listed if (f.row.num_classes >= _MANY) == many])
             if groups:
@@ -84,7 +87,6 @@ def readme_table(run: Run) -> str:
 def readme_part(run: Run) -> str:
     """What stands between README's markers."""
     machine = run.machine
-    lost = [pair for pair in summary.losing(run) if not pair[0].curve]
     met, goals = summary.goals(run)
     about = (
         f"Medians of contenders that take turns, on {machine['processors']} cores of an "
@@ -92,11 +94,52 @@ def readme_part(run: Run) -> str:
         f"{machine['versions']['torch'].split('+')[0]}."
     )
     about = " ".join([about, *summary.caveats(run)])
-    slower = [pair for pair in lost if pair[1].kind == "faster" and pair[1].value < 1]
     began = f"{met} of {goals} goals are met; in" if goals else "In"
-    honest = f"{began} {len(slower)} of {sum(row.ours for row in run.rows)} rows it is slower"
-    honest += " than somebody it was raced against ([which](docs/benchmarks.md#where-it-loses))."
+    honest = (
+        f"{began} {len(summary.losing(run))} of the {len(summary.raced(run))} rows in which it raced somebody else it "
+        "is slower than the fastest of them ([which](docs/benchmarks.md#where-it-loses))."
+    )
+    honest = " ".join([honest, *_least(run), *_memory(run), took(run)])
     return f"{about}\n\n{readme_table(run)}\n\n{honest}"
+
+
+def took(run: Run) -> str:
+    """How long it took to measure."""
+    return f"This {run.scale} run took {sum(run.took.values()) / 60:.1f} minutes."
+
+
+def _least(run: Run) -> list[str]:
+    """Where it gains least of all headlines, and what a dense map of many classes costs."""
+    listed = [each for headline in HEADLINES for each in summary.found(run, headline, summary.main_device(run))]
+    if not listed:
+        return []
+    least = min(listed, key=lambda each: each.ratio.value)
+    said = [
+        f"It gains least in “{least.headline.title}” of {charts.pretty(least.row.task)} on "
+        f"{threads_text(least.row.threads)}: {number(least.ratio.value)} times faster than {least.headline.peer_text}."
+    ]
+    dense = [row for row in run.rows if row.contender == maps.DENSE_REUSED and row.share and row.num_classes >= _MANY]
+    if dense:
+        classes = dense[0].num_classes
+        cost = summary.span(1 / row.share for row in dense if row.share)
+        said.append(
+            f"From labels to a dense map of {classes} classes it takes {cost} times as long as copying as many bytes: "
+            "keep such maps compact."
+        )
+    return said
+
+
+def _memory(run: Run) -> list[str]:
+    """The peak of forward and backward, in gradients."""
+    found: dict[str, list[float]] = {}
+    for row in run.rows:
+        if row.family == "loss" and row.peak and row.pattern != "random" and row.dtype == "float32":
+            gradient = 4 * row.num_classes * math.prod(row.shape)
+            found.setdefault(row.contender, []).append(row.peak / gradient)
+    if not {losses.DENSE, losses.EAGER} <= set(found):
+        return []
+    ours, eager = summary.span(found[losses.DENSE]), summary.span(found[losses.EAGER])
+    return [f"Beyond its inputs, forward and backward need the memory of {ours} gradients (eager PyTorch: {eager})."]
 
 
 def _machine(run: Run) -> str:
@@ -104,7 +147,7 @@ def _machine(run: Run) -> str:
 
 
 def _losing(run: Run) -> str:
-    lost = summary.losing(run)
+    lost = summary.losing(run) + summary.missed(run)
     if not lost:
         return "Nowhere in this run."
     rows = []
@@ -123,7 +166,7 @@ def _unranked(run: Run) -> str:
 
 
 def _curves(run: Run) -> str:
-    most = summary.best_threads(run)
+    most = summary.best_threads(run, summary.main_device(run))
     rows = [
         [
             curve.curve,
@@ -140,7 +183,7 @@ def _curves(run: Run) -> str:
 
 def _all(run: Run) -> str:
     """Every case but those of the curves and of the grid, on all threads; the rest is in the JSON and the report."""
-    most, parts = summary.best_threads(run), []
+    most, parts = summary.best_threads(run, summary.main_device(run)), []
     by_case: dict[str, list[results.Row]] = {}
     for row in run.rows:
         if not row.curve and row.threads == most and not (row.family == "loss" and row.pattern == "random"):
@@ -158,9 +201,7 @@ def _all(run: Run) -> str:
 
 def _grid(run: Run) -> str:
     """The loss over types, layouts and shapes, one line a case: all threads."""
-    most, rows = summary.best_threads(run), []
-    from rwkernels.bench import losses
-
+    most, rows = summary.best_threads(run, summary.main_device(run)), []
     cases: dict[str, dict[str, results.Row]] = {}
     for row in run.rows:
         if row.family == "loss" and row.pattern == "random" and row.threads == most:
@@ -189,7 +230,7 @@ def _grid(run: Run) -> str:
 def document_parts(run: Run) -> dict[str, str]:
     """What stands between the markers of docs/benchmarks.md."""
     return {
-        "sentence": "\n\n".join([f"**{summary.sentence(run)}**", *summary.caveats(run)]),
+        "sentence": "\n\n".join([f"**{summary.sentence(run)}**", *summary.caveats(run), took(run)]),
         "machine": _machine(run),
         "losing": _losing(run),
         "unranked": _unranked(run),
@@ -217,15 +258,23 @@ def publish(run: Run) -> list[Path]:
     written = {README: replaced(README.read_text(), "benchmark table", readme_part(run)), DOCUMENT: document}
     written |= {PICTURES / name: drawn for name, drawn in pictures(run).items()}
     for path, text in written.items():
-        command.write(path, text)
+        write(path, text)
     return list(written)
+
+
+def _refused(what: str) -> int:
+    print(f"publish: expected a full run, got one that is {what}; --quick-anyway publishes it", file=sys.stderr)
+    return 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.publish", description=__doc__.split("\n\n")[0])
     parser.add_argument("--measure", action="store_true", help="measure everything first")
     parser.add_argument("--quick", action="store_true", help="with --measure: a quick run, to try this out")
+    parser.add_argument("--quick-anyway", action="store_true", help="publish a run that is not a full one")
     options = parser.parse_args(arguments)
+    if options.quick and not options.quick_anyway:
+        return _refused("quick")
     if options.measure:
         from rwkernels import cli
 
@@ -233,8 +282,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         status = cli.main(given)
         if status:
             return status
-        KEPT.write_bytes(gzip.compress((RESULTS / f"{command.NAME}.json").read_bytes(), mtime=0))
+        write(KEPT, gzip.compress((RESULTS / f"{command.NAME}.json").read_bytes(), mtime=0))
     run = results.load(KEPT)
+    if (run.scale != "full" or run.interrupted) and not options.quick_anyway:
+        return _refused("interrupted" if run.interrupted else run.scale)
     for path in publish(run):
         print(f"wrote {path.relative_to(ROOT)}")
     return 1 if session.failures(run) else 0

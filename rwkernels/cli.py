@@ -26,7 +26,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Shows versions and backends, and checks every backend that can run against the reference.",
     )
     bench.add_arguments(
-        commands.add_parser("bench", help="measure maps, loss and training steps here, against other libraries")
+        commands.add_parser("bench", help="measure maps, loss and labels to gradient here, against other libraries")
     )
     return parser
 

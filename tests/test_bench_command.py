@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 import subprocess
@@ -12,7 +13,21 @@ from pathlib import Path
 import pytest
 
 from rwkernels import cli
-from rwkernels.bench import compare, guard, guard_rows, harness, html, peers, results, session, summary, table
+from rwkernels.bench import (
+    charts,
+    compare,
+    files,
+    guard,
+    guard_rows,
+    harness,
+    html,
+    losses,
+    peers,
+    results,
+    session,
+    summary,
+    table,
+)
 from rwkernels.bench.command import NAME
 from rwkernels.bench.registry import cases
 from rwkernels.bench.results import Ratio, Row, Run
@@ -205,11 +220,71 @@ def test_the_command_compares_with_an_earlier_run(saved, capsys):
     assert "compared with the earlier run" in capsys.readouterr().out
 
 
-def test_a_row_that_is_slower_than_a_peer_is_shown_as_losing():
-    slow = replace(row(1.0, 0.5), ratios=(Ratio("other", 2.0, 2.0, 2.0, "faster", 3.0),))
-    lost = summary.losing(Run("full", {}, {}, [slow, row(1.0, 1.5)]))
-    assert {ratio.peer for _, ratio in lost} == {"edt", "other"}
-    assert summary.goals(Run("full", {}, {}, [slow])) == (0, 1)
+def test_a_row_that_is_slower_than_anybody_it_raced_is_shown_once_against_the_fastest():
+    slow = replace(row(1.0, 2.0), ratios=(Ratio("third", 2.0, 2.0, 2.0, "faster", 3.0),))
+    others = [row(2.0, 1.0, "edt"), row(0.5, 4.0, "third"), row(0.25, 8.0, "fourth"), row(0.1, 20.0, harness.COPY)]
+    fast, reference = row(0.2, 10.0, "rwkernels, reused buffer"), row(9.0, 0.2, "rwkernels reference backend")
+    alone = replace(row(1.0, 1.0), case="nobody else is here")
+    run = Run("full", {}, {}, [slow, fast, reference, *others, alone])
+    ((lost, ratio),) = summary.losing(run)
+    assert (lost, ratio.peer, ratio.value) == (slow, "fourth", pytest.approx(0.25))
+    assert [ours for ours, _ in summary.raced(run)] == [slow, fast]
+    assert summary.missed(run) == [(slow, slow.ratios[0])]
+    assert summary.goals(run) == (0, 1)
+
+
+def test_a_run_of_a_gpu_alone_has_its_sentence_tiles_and_charts():
+    ours = replace(
+        row(1.0, 5.0, losses.DENSE), family="loss", peer=losses.EAGER, threads=7, device="cuda", pattern="hearts"
+    )
+    run = Run("full", {"cpu": {}, "gpu": {"name": "a GPU"}}, {}, [ours])
+    assert summary.sentence(run) == (
+        "On a GPU, rwkernels computes loss and gradient 5.0 times faster than eager PyTorch."
+    )
+    assert "5.0×" in html._tiles(run)
+    assert charts.ratio_bars(run, "cuda") is not None
+    assert charts.time_bars(run, "cuda") is not None
+
+
+def test_a_row_that_was_timed_for_the_truth_says_so():
+    once = replace(row(1.0, 1.0), seconds=(1.0,))
+    assert "once" in table.cells(once)
+    assert "once, for the truth" in table.cells(replace(once, of_truth=True))
+
+
+def test_brackets_in_names_and_reasons_are_shown_as_they_are(saved, capsys):
+    from rich.console import Console
+
+    run = run_of(saved)
+    run.rows = [row if row.ranked else replace(row, reason="cannot load [/tmp/x.so] [red]") for row in run.rows]
+    table.show(run, Console(width=400, highlight=False))
+    printed = capsys.readouterr().out
+    assert printed.count("cannot load [/tmp/x.so] [red]") >= 2
+
+
+def test_a_run_is_kept_before_it_is_shown(tmp_path, monkeypatch):
+    def broken(*_):
+        raise BrokenPipeError
+
+    monkeypatch.setattr(table, "show", broken)
+    with pytest.raises(BrokenPipeError):
+        cli.main(["bench", "--tiny", "--threads", "1", "--only", "^distance: T5", "--save", str(tmp_path)])
+    assert run_of(tmp_path).rows
+
+
+@pytest.mark.parametrize("name", ["cut.json.gz", "broken.json.gz", "list.json", "entries.json"])
+def test_a_damaged_file_is_refused_by_its_name(saved, tmp_path, name):
+    packed = gzip.compress((saved / f"{NAME}.json").read_bytes())
+    content = {
+        "cut.json.gz": packed[: len(packed) // 2],
+        "broken.json.gz": packed[:10] + b"\xff" * 50,
+        "list.json": b"[1, 2]",
+        "entries.json": (saved / f"{NAME}.json").read_bytes().replace(b'"extra_info":{', b'"extra_info":[],"x":{'),
+    }[name]
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=name):
+        results.load(path)
 
 
 def test_a_busy_machine_an_interrupted_and_a_quick_run_are_said_to_be_so():
@@ -285,6 +360,30 @@ def test_counts_of_another_compiler_are_not_compared(tmp_path, monkeypatch, caps
     assert cli.main(["bench", "guard", "--check", "--baseline", str(tmp_path / "none.json")]) == 2
 
 
+def test_a_baseline_that_cannot_be_written_ends_with_a_message(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(guard, "core_path", lambda: tmp_path)
+    monkeypatch.setattr(guard.shutil, "which", lambda _: "valgrind")
+    monkeypatch.setattr(guard, "instructions", lambda _: BEFORE)
+    (tmp_path / "file").write_text("")
+    path = tmp_path / "file" / "guard.json"  # a file is no folder, for root neither
+    assert cli.main(["bench", "guard", "--save", "--baseline", str(path)]) == 2
+    assert "cannot be written" in capsys.readouterr().err
+
+
+def test_a_file_that_cannot_be_replaced_is_left_as_it_was(tmp_path, monkeypatch):
+    path = tmp_path / "kept.json"
+    files.write(path, "before")
+
+    def broken(*_):
+        raise OSError("no room")
+
+    monkeypatch.setattr(Path, "replace", broken)
+    with pytest.raises(OSError, match="no room"):
+        files.write(path, b"after")
+    assert path.read_text() == "before"
+    assert list(tmp_path.iterdir()) == [path]
+
+
 # --- documents -------------------------------------------------------------------------------------------------
 
 
@@ -297,3 +396,19 @@ def test_the_tables_of_the_documents_are_what_the_command_makes_of_the_kept_run(
         assert publish.replaced(document, name, content) == document, name
     for name in re.findall(r"\]\(benchmarks/(\w+\.svg)\)", document):
         assert (publish.PICTURES / name).read_text().startswith("<svg")
+
+
+def test_only_a_full_run_is_published_unless_asked(saved, tmp_path, monkeypatch, capsys):
+    publish = pytest.importorskip("benchmarks.publish", reason="benchmarks/ is not beside the tests")
+    kept = tmp_path / "kept.json"
+    kept.write_bytes((saved / f"{NAME}.json").read_bytes())
+    monkeypatch.setattr(publish, "KEPT", kept)
+    monkeypatch.setattr(publish, "publish", lambda run: pytest.fail("published") if run.scale == "tiny" else [])
+    assert publish.main([]) == 2
+    assert "expected a full run, got one that is tiny" in capsys.readouterr().err
+    assert publish.main(["--measure", "--quick"]) == 2
+    kept.write_text(re.sub(r'"scale": ?"tiny"', '"scale":"full"', kept.read_text()))
+    assert publish.main([]) == 0
+    monkeypatch.setattr(publish, "publish", lambda _: [])
+    kept.write_bytes((saved / f"{NAME}.json").read_bytes())
+    assert publish.main(["--quick-anyway"]) == 0

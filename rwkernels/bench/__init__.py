@@ -21,7 +21,7 @@ __all__ = ["add_arguments", "run"]
 _NEEDED = ("pytest_benchmark", "rich", "matplotlib")
 _EPILOG = """\
 examples:
-  rwkernels bench --quick                      two minutes, smaller inputs
+  rwkernels bench --quick                      smaller inputs, a few minutes
   rwkernels bench --save results               all of it; results/rwkernels-bench.json and .html
   rwkernels bench --only "rectified map|loss: " --list
   rwkernels bench --compare results            against an earlier run
@@ -39,11 +39,11 @@ def _threads(text: str) -> list[int]:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `rwkernels bench` on `parser`."""
     parser.description = (
-        "Times maps, distances, loss and whole training steps against the libraries one would otherwise use, after "
+        "Times maps, distances, loss and labels to gradient against the libraries one would otherwise use, after "
         "checking every answer. Contenders take turns in one process, so ratios hold on a busy machine too."
     )
     parser.epilog, parser.formatter_class = _EPILOG, argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--quick", action="store_true", help="smaller inputs, fewer turns: under two minutes")
+    parser.add_argument("--quick", action="store_true", help="smaller inputs, fewer turns: a few minutes")
     parser.add_argument("--tiny", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--only", metavar="EXPR", help="regular expression on the names of cases (see --list)")
     parser.add_argument("--threads", metavar="N,M", type=_threads, help="numbers of threads (default: 1 and all)")

@@ -141,7 +141,7 @@ def _logarithmic_ratios(axes: Any, low: float, high: float) -> None:
 
 def ratio_bars(run: Run, device: str = "cpu") -> Callable[[Page], Any] | None:
     """How many times faster than its named peer, for every headline and case, on all threads."""
-    count = best_threads(run)
+    count = best_threads(run, device)
     groups = []
     for headline in HEADLINES:
         listed = [f for f in found(run, headline, device) if f.row.threads == count]
@@ -218,12 +218,12 @@ def _bar(axes: Any, beside: Any, at: float, value: float, spread: tuple[float, f
 
 def _faces(run: Run, device: str) -> list[tuple[str, list[Row]]]:
     """The cases that are shown contender by contender."""
-    wanted = (("rectified map", 2), ("boundary map", 1), ("loss", 2), ("whole step, boundary", 1))
+    wanted = (("rectified map", 2), ("boundary map", 1), ("loss", 2), ("labels to gradient, boundary", 1))
     shown = []
     for family, most in wanted:
         listed: dict[str, list[Row]] = {}
         for row in run.of_family(family):
-            if row.threads == best_threads(run) and row.device == device and row.pattern != "random":
+            if row.threads == best_threads(run, device) and row.device == device and row.pattern != "random":
                 listed.setdefault(row.case, []).append(row)
         shown += list(listed.items())[:most]
     return shown
@@ -306,7 +306,7 @@ PANELS = (
 
 def curves(run: Run, device: str = "cpu") -> Callable[[Page], Any] | None:
     """Time against pixels, classes, images and threads on logarithmic axes, with the fitted exponents."""
-    count = best_threads(run)
+    count = best_threads(run, device)
     shown: dict[str, dict[str, list[Row]]] = {}
     for row in run.rows:
         wanted = row.curve in PANELS and row.ranked and row.contender in _LINES and row.device == device
@@ -365,13 +365,14 @@ def _curve(axes: Any, panel: str, lines: dict[str, list[Row]]) -> None:
 
 def roofline(run: Run, device: str = "cpu") -> Callable[[Page], Any] | None:
     """Bytes that have to be moved against time: whoever lies on the line runs at the speed of a copy."""
-    count = best_threads(run)
+    count = best_threads(run, device)
     kinds = (
         ("rwkernels: loss", OURS, "o", ("loss", "loss kernel"), True),
         ("rwkernels: maps", THIRD, "^", ("distance", "rectified map", "boundary map", "hard distance"), True),
-        ("rwkernels: whole step", FOURTH, "s", ("whole step, rectified", "whole step, boundary"), True),
+        ("rwkernels: labels to gradient", FOURTH, "s",
+         ("labels to gradient, rectified", "labels to gradient, boundary"), True),
         ("everyone else", OTHER, "x", ("loss", "distance", "rectified map", "boundary map", "hard distance",
-                                       "whole step, rectified", "whole step, boundary"), False),
+                                       "labels to gradient, rectified", "labels to gradient, boundary"), False),
     )  # fmt: skip
     rows = [
         r for r in run.rows if r.ranked and r.threads == count and r.device == device and "reference" not in r.contender

@@ -7,7 +7,6 @@ import contextlib
 import os
 import re
 import sys
-import tempfile
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 import torch
 
 from rwkernels.bench import compare, html, results, session, table
+from rwkernels.bench.files import write
 from rwkernels.bench.registry import Case
 from rwkernels.bench.results import Run, threads_text
 from rwkernels.bench.summary import counted, goals
@@ -38,20 +38,6 @@ def choose(scale: str, only: str | None) -> list[Case]:
     if not chosen:
         raise ValueError(f"--only: no case matches {only!r}; --list shows them")
     return chosen
-
-
-def write(path: Path, text: str) -> None:
-    """Writes a file at once or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
 
 
 def save(run: Run, folder: Path, changes: Sequence[compare.Change] = ()) -> list[Path]:
@@ -111,13 +97,14 @@ def _measure(chosen: Sequence[Case], scale: str, args: argparse.Namespace, earli
     with table.Bar(total) as bar:
         run = session.measure(chosen, scale, args.threads, bar)
     run.when = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    table.show(run, console)
     changes = compare.changes(earlier, run) if earlier else []
+    # Kept before anything is shown: half an hour of measuring must not be lost to a terminal that is gone.
+    saved = save(run, args.save, changes) if args.save is not None else []
+    table.show(run, console)
     if earlier is not None:
         table.show_changes(earlier, changes, console)
-    if args.save is not None:
-        for path in save(run, args.save, changes):
-            console.print(f"wrote {path}", soft_wrap=True)
+    for path in saved:
+        console.print(f"wrote {path}", soft_wrap=True, markup=False)
     took = sum(run.took.values())
     console.print(f"took {took / 60:.1f} minutes, estimated {total / 60:.1f}")
     if run.interrupted:

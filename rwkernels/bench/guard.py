@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from rwkernels.bench import guard_rows
+from rwkernels.bench.files import write
 
 RUNS = 3
 TOLERANCE = {"instructions": 1.02, "ratios": 1.3}
@@ -157,8 +158,11 @@ def run(args: argparse.Namespace) -> int:
     comparable = before is not None and (before.kind, before.core) == (now.kind, now.core)
     print(report(now, before if comparable else None))
     if args.store:
-        args.baseline.parent.mkdir(parents=True, exist_ok=True)
-        args.baseline.write_text(json.dumps(asdict(now), indent=1) + "\n")
+        try:
+            write(args.baseline, json.dumps(asdict(now), indent=1) + "\n")
+        except OSError as error:
+            print(f"rwkernels bench guard: --baseline: {args.baseline} cannot be written ({error})", file=sys.stderr)
+            return 2
         print(f"wrote {args.baseline}")
     if before is None:
         return 0

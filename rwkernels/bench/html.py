@@ -22,6 +22,8 @@ from rwkernels.bench.summary import (
     found,
     goals,
     losing,
+    main_device,
+    missed,
     seconds_text,
     sentence,
     span,
@@ -48,7 +50,8 @@ def _chart(name: str, title: str, note: str, draw: Draw | None) -> str:
 
 def _tiles(run: Run) -> str:
     """A few large numbers."""
-    count = best_threads(run)
+    device = main_device(run)
+    count = best_threads(run, device)
     tiles = []
     for index, text in (
         (0, "maps from labels, against SciPy per class"),
@@ -56,7 +59,7 @@ def _tiles(run: Run) -> str:
         (6, "loss and gradient, against torch.compile"),
         (9, "labels to gradient, boundary maps, against SciPy + eager"),
     ):
-        ratios = [f.ratio.value for f in found(run, HEADLINES[index]) if f.row.threads == count]
+        ratios = [f.ratio.value for f in found(run, HEADLINES[index], device) if f.row.threads == count]
         if ratios:
             tiles.append(f"<li><b>{span(ratios).replace(' to ', '–')}×</b><span>{escape(text)}</span></li>")
     return f'<ul class="tiles">{"".join(tiles)}</ul>' if tiles else ""
@@ -68,7 +71,7 @@ def _honest(run: Run) -> str:
     words = [f"{len({row.case for row in run.rows})} cases, {sum(row.ranked for row in run.rows)} rows."]
     if all_goals:
         words.append(f"{met} of {all_goals} goals met.")
-    words.append(f'<a href="#losing">{counted(len(lost), "row")} where it loses or misses a goal</a>.' if lost else "")
+    words.append(f'<a href="#losing">{counted(len(lost), "row")} slower than somebody else</a>.' if lost else "")
     names = unranked(run)
     words.append(
         f'<a href="#unranked">{counted(len(names), "contender")} not ranked</a>: missing, or wrong.' if names else ""
@@ -148,7 +151,7 @@ def _curves(run: Run) -> str:
 
 
 def _losing(run: Run) -> str:
-    lost = losing(run)
+    lost = losing(run) + missed(run)
     if not lost:
         return ""
     lines = []
@@ -160,8 +163,8 @@ def _losing(run: Run) -> str:
     if len(lines) > 12:
         table = f"<details><summary>all of them <span>{len(lines)}</span></summary>{table}</details>"
     note = (
-        "Every row of this package that is slower than somebody it raced, or that misses a goal. Small inputs lose to "
-        "the cost of the call itself."
+        "Every row of this package that is slower than somebody it raced, once, against the fastest of them; then the "
+        "goals that are missed. Small inputs lose to the cost of the call itself."
     )
     return f'<section id="losing"><h2>Where it loses, or misses a goal</h2><p class="note">{note}</p>{table}</section>'
 
@@ -228,9 +231,10 @@ def _machine(run: Run) -> str:
 
 METHOD = (
     "Contenders of a case take turns (A B C, A B C, …) in one process, so whatever else the machine does hits them "
-    "all. A turn is one run, or the median of as many as fit into 20 ms. Ratios are those of the medians; their spread "
-    "is the quartiles of the ratios turn by turn. Slow contenders take three turns (from {slow} s) or one "
-    "(from {once} s).",
+    "all. A turn is one run, or the median of as many as fit into 20 ms. A ratio is the median of the ratios turn by "
+    "turn, its spread their quartiles. Slow contenders take three turns (from {slow} s) or one (from {once} s): "
+    "“once”. SciPy's run that gives the truth is not repeated if it takes {once} s: “once, for the truth”. On a CPU "
+    "everyone else runs twice before the turns, once checked and once to warm up.",
     "Every answer is checked before it is timed: distances and maps against SciPy or a closed form, or against an "
     "independent implementation where SciPy would take minutes; losses and gradients against float64.",
     "What a library needs in another form (one-hot masks, its own image type, labels + 1) is made before and not "
@@ -242,8 +246,9 @@ METHOD = (
     "process of its own. Fresh and reused buffers are separate rows.",
     "float16 losses are scaled by 65536 for everyone, as in training. Maps are float32, labels of the loss rows int64.",
     "Exponents are fitted by least squares on logarithms to sizes from 60 000 pixels on; below, the call itself costs. "
-    "The limit for ours is {linear}.",
-    "On a GPU times are CUDA events after 3 warm-up runs, with the L2 cache overwritten before every run.",
+    "The limit for ours is {linear}, and is kept if the exponent less twice its standard error is no more.",
+    "On a GPU times are CUDA events after the checked and 3 warm-up runs, with the L2 cache overwritten before every "
+    "run.",
 )
 
 
@@ -256,7 +261,7 @@ def method() -> list[str]:
 def _device_charts(run: Run, device: str) -> str:
     where = " (GPU)" if device == "cuda" else ""
     tag = "" if device == "cpu" else "-gpu"
-    threads = threads_text(best_threads(run)) if device == "cpu" else "CUDA events"
+    threads = threads_text(best_threads(run, device)) if device == "cpu" else "CUDA events"
     return "".join(
         (
             _chart(

@@ -217,8 +217,8 @@ def _step_cases(scale: str, device: str) -> Iterable[Case]:
             names = [steps.OURS, steps.PAPER, steps.PAPER_EDT]
             names += [steps.MONAI_LOSS] if family == "boundary" else []
             yield Case(
-                f"whole step, {family}", task, tuple(names), steps.PAPER, (1 + 8 * task.num_classes) * task.pixels,
-                bound(steps.step_makers, task, family, device),
+                f"labels to gradient, {family}", task, tuple(names), steps.PAPER,
+                (1 + 8 * task.num_classes) * task.pixels, bound(steps.step_makers, task, family, device),
                 (Goal(steps.OURS, steps.PAPER_EDT, None),), 3 + 6e-6 * task.pixels,
             )  # fmt: skip
 
@@ -328,7 +328,7 @@ def cases(scale: str, device: str = "cpu") -> list[Case]:
 
 # Seconds that a case of a family really takes, over what its formula says.
 _PACES: dict[str, dict[str, float]] = {
-    "full": {"data loader": 2.0, "scaling": 1.0, "whole step": 1.5},
+    "full": {"data loader": 2.0, "scaling": 1.0, "labels to gradient": 1.5},
     "quick": {"loss grid": 0.15, "data loader": 0.5, "scaling": 1.8, "loss": 0.4, "boundary map": 0.8},
     "tiny": {},
 }

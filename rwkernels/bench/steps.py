@@ -1,4 +1,4 @@
-"""What is timed of a whole training step, labels to gradient, and of a data loader that makes maps."""
+"""What is timed from labels to the gradient of the logits, and of a data loader that makes maps."""
 
 from __future__ import annotations
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from rwkernels.bench import losses, maps, peers, steps
-from rwkernels.bench.harness import COPIES, FAILED, MISSING, WRONG
+from rwkernels.bench import harness, losses, maps, peers, steps
+from rwkernels.bench.harness import COPIES, FAILED, MISSING, WRONG, Measured
 from rwkernels.bench.results import Ratio, Row, Run, threads_text
 
 
@@ -30,8 +30,10 @@ HEADLINES = (
     Headline("loss and gradient, dense map", ("loss",), losses.DENSE, losses.EAGER, "eager `(softmax * map).mean()`"),
     Headline("loss and gradient, dense map", ("loss",), losses.DENSE, losses.COMPILED, "`torch.compile` of it"),
     Headline("loss and gradient, compact map", ("loss",), losses.COMPACT, losses.CROSS_ENTROPY, "`F.cross_entropy`"),
-    Headline("labels to gradient, rectified", ("whole step, rectified",), steps.OURS, steps.PAPER, "SciPy + eager"),
-    Headline("labels to gradient, boundary", ("whole step, boundary",), steps.OURS, steps.PAPER, "SciPy + eager"),
+    *(
+        Headline(name, (name,), steps.OURS, steps.PAPER, "SciPy + eager")
+        for name in ("labels to gradient, rectified", "labels to gradient, boundary")
+    ),
     Headline(
         "maps in a data loader", tuple(f"data loader, {n} workers" for n in (0, 1, 2)), steps.OURS, peers.SCIPY,
         "SciPy per class",
@@ -72,9 +74,14 @@ def _of_grid(row: Row) -> bool:
     return row.pattern == "random"
 
 
-def best_threads(run: Run) -> int:
-    """The larger number of threads that was asked for: all of them, as a rule."""
-    return max((row.threads for row in run.rows if row.device == "cpu" and row.axis != "threads"), default=1)
+def best_threads(run: Run, device: str = "cpu") -> int:
+    """The largest number of threads in the rows of `device`: all of them, as a rule."""
+    return max((row.threads for row in run.rows if row.device == device and row.axis != "threads"), default=1)
+
+
+def main_device(run: Run) -> str:
+    """What is told first: the CPU, unless all rows are of a GPU."""
+    return "cuda" if run.rows and all(row.device == "cuda" for row in run.rows) else "cpu"
 
 
 def number(value: float) -> str:
@@ -100,21 +107,26 @@ def span(values: Iterable[float]) -> str:
 
 def sentence(run: Run) -> str:
     """One sentence: what was found on which machine."""
-    machine = run.machine["cpu"].get("brand_raw") or run.machine.get("processor") or "this machine"
-    count = best_threads(run)
+    device = main_device(run)
+    count = best_threads(run, device)
+    if device == "cuda":
+        where = f"On {run.machine.get('gpu', {}).get('name', 'this GPU')}"
+    else:
+        machine = run.machine["cpu"].get("brand_raw") or run.machine.get("processor") or "this machine"
+        where = f"On {machine} with {threads_text(count)}"
     parts = []
     for index, text in (
         (0, "builds rectified maps {} times faster than SciPy per class"),
         (5, "computes loss and gradient {} times faster than eager PyTorch"),
-        (8, "takes whole training steps from labels to gradient {} times faster"),
+        (8, "goes from labels to the gradient of the logits {} times faster than SciPy with eager PyTorch"),
     ):
-        ratios = [f.ratio.value for f in found(run, HEADLINES[index]) if f.row.threads == count]
+        ratios = [f.ratio.value for f in found(run, HEADLINES[index], device) if f.row.threads == count]
         if ratios:
             parts.append(text.format(span(ratios)))
     if not parts:
-        return f"On {machine}, {threads_text(count)}: {len(run.rows)} rows were measured."
+        return f"{where}, {len(run.rows)} rows were measured."
     listed = parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
-    return f"On {machine} with {threads_text(count)}, rwkernels {listed}."
+    return f"{where}, rwkernels {listed}."
 
 
 def caveats(run: Run) -> list[str]:
@@ -133,20 +145,38 @@ def caveats(run: Run) -> list[str]:
     return listed
 
 
-def losing(run: Run) -> list[tuple[Row, Ratio]]:
-    """Where this package is slower than somebody it raced against as itself, or misses a goal."""
-    listed = []
+def raced(run: Run) -> list[tuple[Row, Row]]:
+    """Every row of this package that raced somebody else, with the fastest of those.
+
+    Copies are a floor and no rival; the reference backend is what the others are compared with, and meant to be slow.
+    """
+    races: dict[tuple[str, int, str], list[Row]] = {}
     for row in run.rows:
-        if not row.ours or not row.ranked or "reference" in row.contender:
-            continue
-        ratios = list(row.ratios)
-        if row.ratio is not None and row.peer not in {r.peer for r in ratios} and not row.peer.startswith("rwkernels"):
-            ratios.append(Ratio(row.peer, row.ratio, row.ratio_low or row.ratio, row.ratio_high or row.ratio))
-        for ratio in ratios:
-            slower = ratio.kind == "faster" and ratio.value < 1 and ratio.peer not in COPIES
-            if ratio.met is False or slower:
-                listed.append((row, ratio))
+        if row.ranked:
+            races.setdefault((row.case, row.threads, row.device), []).append(row)
+    listed = []
+    for rows in races.values():
+        others = [row for row in rows if not row.ours and row.contender not in COPIES]
+        fastest = min(others, key=lambda row: row.median, default=None)
+        if fastest is not None:
+            listed += [(row, fastest) for row in rows if row.ours and "reference" not in row.contender]
     return listed
+
+
+def losing(run: Run) -> list[tuple[Row, Ratio]]:
+    """The rows of `raced` that are slower than the fastest other contender, each once."""
+    listed = []
+    for row, fastest in raced(run):
+        above, below = Measured(fastest.contender, [*fastest.seconds]), Measured(row.contender, [*row.seconds])
+        value, (low, high) = harness.ratio(above, below)
+        if value < 1:
+            listed.append((row, Ratio(fastest.contender, value, low, high)))
+    return listed
+
+
+def missed(run: Run) -> list[tuple[Row, Ratio]]:
+    """The goals of rows that are not reached."""
+    return [(row, ratio) for row in run.rows if row.ranked for ratio in row.ratios if ratio.met is False]
 
 
 def goals(run: Run) -> tuple[int, int]:

@@ -11,17 +11,29 @@ from typing import Any
 from rwkernels.bench.compare import Change
 from rwkernels.bench.registry import Case
 from rwkernels.bench.results import Ratio, Row, Run, threads_text
-from rwkernels.bench.summary import bytes_text, caveats, goals, losing, number, seconds_text, sentence, unranked
+from rwkernels.bench.summary import (
+    bytes_text,
+    caveats,
+    goals,
+    losing,
+    missed,
+    number,
+    seconds_text,
+    sentence,
+    unranked,
+)
 
 SIGNS = {"faster": "≥", "within": "≤", "memory": "≤"}
 
 
 def _goal(row: Row) -> str:
+    from rich.markup import escape
+
     texts = []
     for ratio in row.ratios:
         if ratio.goal is not None:
             word = "[green]yes[/]" if ratio.met else "[bold red]NO[/]"
-            texts.append(f"{ratio_text(ratio)} {SIGNS[ratio.kind]} {ratio.goal:g} {word}")
+            texts.append(f"{escape(ratio_text(ratio))} {SIGNS[ratio.kind]} {ratio.goal:g} {word}")
     return "; ".join(texts)
 
 
@@ -38,6 +50,7 @@ def cells(row: Row) -> list[str]:
     if not row.ranked:
         return [row.contender, str(row.threads), row.verdict, "", "", "", "", "", ""]
     low, high = row.quartiles
+    once = "once, for the truth" if row.of_truth else "once"
     ratio = "" if row.ratio is None else f"{number(row.ratio)}×"
     spread = (
         "" if row.ratio_low is None or row.ratio_high is None else f"{number(row.ratio_low)}–{number(row.ratio_high)}"
@@ -46,7 +59,7 @@ def cells(row: Row) -> list[str]:
         row.contender,
         str(row.threads),
         seconds_text(row.median),
-        f"{seconds_text(low)}–{seconds_text(high)}" if len(row.seconds) > 1 else "once",
+        f"{seconds_text(low)}–{seconds_text(high)}" if len(row.seconds) > 1 else once,
         ratio,
         spread if len(row.seconds) > 1 else "",
         "" if row.share is None else f"{100 * row.share:.0f} %",
@@ -60,6 +73,7 @@ COLUMNS = ("contender", "threads", "median", "quartiles", "faster", "quartiles",
 
 def show(run: Run, console: Any) -> None:
     """The whole table, family by family, then curves, goals and who is missing."""
+    from rich.markup import escape
     from rich.table import Table
 
     by_case: dict[str, list[Row]] = {}
@@ -67,13 +81,15 @@ def show(run: Run, console: Any) -> None:
         if not row.curve:
             by_case.setdefault(row.case, []).append(row)
     for case, rows in by_case.items():
-        table = Table(title=f"{case}  [dim](against {rows[0].peer})[/]", title_justify="left", box=None, pad_edge=False)
+        title = f"{escape(case)}  [dim](against {escape(rows[0].peer)})[/]"
+        table = Table(title=title, title_justify="left", box=None, pad_edge=False)
         for index, column in enumerate(COLUMNS):
             table.add_column(column, justify="left" if index in (0, 8) else "right", no_wrap=index != 0)
         table.add_column("goal", overflow="fold")
         for row in rows:
             style = "bold" if row.ours else "" if row.ranked else "red"
-            table.add_row(*cells(row), _goal(row) if row.ranked else row.reason, style=style)
+            last = _goal(row) if row.ranked else escape(row.reason)
+            table.add_row(*map(escape, cells(row)), last, style=style)
         console.print(table)
         console.print()
     _show_curves(run, console)
@@ -81,6 +97,7 @@ def show(run: Run, console: Any) -> None:
 
 
 def _show_curves(run: Run, console: Any) -> None:
+    from rich.markup import escape
     from rich.table import Table
 
     if not run.curves:
@@ -91,8 +108,8 @@ def _show_curves(run: Run, console: Any) -> None:
     for curve in run.curves:
         verdict = "" if curve.met is None else " [green]yes[/]" if curve.met else " [bold red]NO[/]"
         table.add_row(
-            curve.curve,
-            curve.contender,
+            escape(curve.curve),
+            escape(curve.contender),
             str(curve.threads or "all of them"),
             f"{curve.exponent:.2f}",
             "" if curve.error is None else f"±{curve.error:.2f}",
@@ -106,30 +123,34 @@ def _show_curves(run: Run, console: Any) -> None:
 
 
 def _show_ends(run: Run, console: Any) -> None:
+    from rich.markup import escape
+
     for name, reason, rows in unranked(run):
         cases = sorted({row.case for row in rows})
-        console.print(
-            f"[red]not ranked[/] {name}: {reason} ({cases[0]}{f' and {len(cases) - 1} more' if len(cases) > 1 else ''})"
-        )
+        where = cases[0] + (f" and {len(cases) - 1} more" if len(cases) > 1 else "")
+        console.print(f"[red]not ranked[/] {escape(f'{name}: {reason} ({where})')}")
     for row, ratio in losing(run):
-        goal = "" if ratio.goal is None else f", goal {SIGNS[ratio.kind]} {ratio.goal:g}"
-        console.print(f"[red]loses[/] {row.name}: {ratio_text(ratio)}{goal}")
+        console.print(f"[red]loses[/] {escape(f'{row.name}: {ratio_text(ratio)}')}")
+    for row, ratio in missed(run):
+        goal = f"goal {SIGNS[ratio.kind]} {ratio.goal:g}"
+        console.print(f"[red]misses[/] {escape(f'{row.name}: {ratio_text(ratio)}')}, {goal}")
     met, all_goals = goals(run)
     if all_goals:
         console.print(f"{met} of {all_goals} goals met")
     for threads, speed in run.bandwidth.items():
         console.print(f"a large copy reads and writes {speed / 1e9:.1f} GB/s on {threads_text(threads)}")
     for text in caveats(run):
-        console.print(f"[yellow]{text}[/]", soft_wrap=True)
-    console.print(f"[bold]{sentence(run)}[/]", soft_wrap=True)
+        console.print(f"[yellow]{escape(text)}[/]", soft_wrap=True)
+    console.print(f"[bold]{escape(sentence(run))}[/]", soft_wrap=True)
 
 
 def show_changes(earlier: Run, changes: Sequence[Change], console: Any) -> None:
     """Before and after, the ratios to the peers first: they depend least on how busy the machine was."""
+    from rich.markup import escape
     from rich.table import Table
 
     cpu = earlier.machine.get("cpu", {}).get("brand_raw")
-    console.print(f"earlier run: {earlier.scale}, {earlier.when[:16]}, {cpu}", soft_wrap=True)
+    console.print(f"earlier run: {earlier.scale}, {earlier.when[:16]}, {cpu}", soft_wrap=True, markup=False)
     if not changes:
         console.print("the two runs have no row in common (is one of them quick?)")
         return
@@ -139,7 +160,7 @@ def show_changes(earlier: Run, changes: Sequence[Change], console: Any) -> None:
         table.add_column(column, justify="left" if column == "row" else "right")
     for change in changes:
         style = {"slower": "red", "faster": "green"}.get(change.verdict, "")
-        table.add_row(*change.cells(), style=style)
+        table.add_row(*map(escape, change.cells()), style=style)
     console.print(table)
 
 
