@@ -158,7 +158,26 @@ HARMLESS = {
     "excluded-noise": tio.RandomNoise(exclude=["map"]),
     "included-affine": tio.RandomAffine(include=["image"]),
     "labels-only": tio.Lambda(lambda x: x, types_to_apply=[tio.LABEL]),
-    "remapped-labels": tio.RemapLabels({0: 0, 1: 1, 2: 2}),
+    "labels-of-another": tio.RemapLabels({2: 0}, exclude=["label"]),
+    "flip-of-both": tio.Flip((0, 1), include=["label", "map"]),
+    "affine-of-neither": tio.RandomAffine(exclude=["label", "map"]),
+    "resampled-image": tio.Resample((1, 1, 1), scalars_only=True, exclude=["map"]),
+}
+PARTED = {
+    "flip-without-map": (tio.Flip((0, 1), exclude=["map"]), "moves 'label' and not 'map'"),
+    "flip-with-label": (tio.Flip((0, 1), include=["image", "label"]), "moves 'label' and not 'map'"),
+    "flip-of-map": (tio.Flip((0, 1), exclude=["label"]), "moves 'map' and not 'label'"),
+    "affine-without-map": (tio.RandomAffine(exclude=["map"]), "moves 'label' and not 'map'"),
+    "crop-without-map": (tio.CropOrPad((8, 8, 8), exclude=["map"]), "moves 'label' and not 'map'"),
+    "anisotropy": (tio.RandomAnisotropy(scalars_only=False), "leaves a map that is not that of the labels"),
+    "anisotropy-of-scalars": (tio.RandomAnisotropy(scalars_only=True), "moves 'map' and not 'label'"),
+    "RemapLabels": (tio.RemapLabels({2: 0}), "changes the labels that the map is of"),
+    "identity": (tio.RemapLabels({0: 0, 1: 1, 2: 2}), "changes the labels that the map is of"),
+    "RemoveLabels": (tio.RemoveLabels([1]), "changes the labels that the map is of"),
+    "KeepLargestComponent": (tio.KeepLargestComponent(), "changes the labels that the map is of"),
+    "Contour": (tio.Contour(), "changes the labels that the map is of"),
+    "SequentialLabels": (tio.SequentialLabels(), "changes the labels that the map is of"),
+    "OneHot": (tio.OneHot(num_classes=CLASSES), "changes the labels that the map is of"),
 }
 nested = pytest.mark.parametrize(
     "nest", [lambda t: t, lambda t: tio.Compose([t]), lambda t: tio.OneOf([t])], ids=["plain", "Compose", "OneOf"]
@@ -174,6 +193,20 @@ def test_a_transform_that_spoils_the_map_warns_when_it_runs_and_when_the_order_i
         found = pipeline(subject())
     assert not torch.equal(found.map.data, MAP(subject()).map.data)
     with pytest.warns(UserWarning, match="map: (Random)?" + message):
+        check_order(pipeline)
+
+
+@nested
+@pytest.mark.parametrize("name", PARTED)
+def test_a_transform_that_parts_the_map_from_its_labels_warns_when_it_runs_and_when_the_order_is_checked(name, nest):
+    transform, message = PARTED[name]
+    pipeline = tio.Compose([MAP, nest(transform)])
+    given = subject()
+    if name == "KeepLargestComponent":  # it wants two labels
+        given.label.set_data((given.label.data > 0).to(torch.uint8))
+    with pytest.warns(UserWarning, match=f"map: .* after RegionWiseMap {message}"):
+        pipeline(given)
+    with pytest.warns(UserWarning, match=f"map: .* after RegionWiseMap {message}"):
         check_order(pipeline)
 
 

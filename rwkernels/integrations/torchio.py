@@ -92,7 +92,7 @@ class RegionWiseMap(tio.Transform):
         labels = labels_of(image.data[None], self.num_classes, self.array_map.options)
         found = self.array_map(labels, [self._spacing_of(image)])[0]
         subject.add_image(tio.ScalarImage(tensor=found, affine=image.affine), self.map_name)
-        return _watched(subject, self.map_name)
+        return _watched(subject, self.map_name, self.label)
 
     def _spacing_of(self, image: tio.LabelMap) -> Spacing:
         if isinstance(self.spacing, str):
@@ -101,15 +101,15 @@ class RegionWiseMap(tio.Transform):
 
 
 class MapSubject(tio.Subject):
-    """A subject that warns when a transform changes one of its maps."""
+    """A subject that warns when a transform changes one of its maps, or the labels of one."""
 
-    region_wise_maps: tuple[str, ...] = ()
+    region_wise_maps: tuple[tuple[str, str], ...] = ()  # names of a map and of its label map
 
     def add_transform(self, transform: tio.Transform, parameters_dict: Any) -> None:
         """Writes the transform into the history, as TorchIO does after every one, and warns if it changed a map."""
         super().add_transform(transform, parameters_dict)
-        for name in self.region_wise_maps:
-            reason = _harm(transform, name)
+        for name, label in self.region_wise_maps:
+            reason = _harm(transform, name, label if label in self else name)
             if reason and name in self:
                 warnings.warn(f"{name}: {reason}", stacklevel=2)
 
@@ -124,14 +124,14 @@ def check_order(transform: tio.Transform) -> None:
         >>> import torchio as tio
         >>> check_order(tio.Compose([tio.RandomNoise(), RegionWiseMap(num_classes=2), tio.RandomFlip()]))
     """
-    maps: list[str] = []
+    maps: list[tuple[str, str]] = []
     for step in _steps(transform):
-        for name in maps:
-            reason = None if step.name in _MAY_PAD else _harm(step, name)
+        for name, label in maps:
+            reason = _harm(step, name, label, known=_MOVES | _MAY_PAD)
             if reason:
                 warnings.warn(f"{name}: {reason}", stacklevel=2)
         if isinstance(step, RegionWiseMap):
-            maps.append(step.map_name)
+            maps.append((step.map_name, step.label))
 
 
 def _steps(transform: tio.Transform) -> Iterator[tio.Transform]:
@@ -148,15 +148,31 @@ def _steps(transform: tio.Transform) -> Iterator[tio.Transform]:
             yield from _steps(part)
 
 
-def _harm(transform: tio.Transform, name: str) -> str | None:
-    """What `transform` does to a map of this name that it should not; None if it leaves the map right."""
+def _selects(transform: tio.Transform, name: str) -> bool:
     if transform.include is not None and name not in transform.include:
-        return None
-    if transform.exclude is not None and name in transform.exclude:
+        return False
+    return transform.exclude is None or name not in transform.exclude
+
+
+def _harm(transform: tio.Transform, name: str, label: str, known: set[str] = _MOVES) -> str | None:
+    """What `transform` does to a map or its label map that it should not; None if it leaves the map right.
+
+    Of spatial transforms those of the names `known` may move both. What a transform of labels does to them is not
+    looked at: one that leaves all as they are warns, too.
+    """
+    takes_map, takes_label = _selects(transform, name), _selects(transform, label)
+    if isinstance(transform, (tio.SpatialTransform, tio.RandomAnisotropy)):
+        takes_label = takes_label and (label == name or not getattr(transform, "scalars_only", False))
+        if takes_map != takes_label:
+            moved, left = (name, label) if takes_map else (label, name)
+            return f"{transform.name} after RegionWiseMap moves {moved!r} and not {left!r}; give it both or neither"
+        if takes_map and transform.name not in known:
+            return f"{transform.name} after RegionWiseMap leaves a map that is not that of the labels; put it before"
+    if isinstance(transform, tio.LabelTransform) and takes_label and label != name:
+        return f"{transform.name} after RegionWiseMap changes the labels that the map is of; put it before"
+    if not takes_map:
         return None
     advice = f'put RegionWiseMap after it, or give it exclude=["{name}"]'
-    if isinstance(transform, tio.SpatialTransform) and transform.name not in _MOVES:
-        return f"{transform.name} after RegionWiseMap leaves a map that is not that of the labels; put it before"
     if isinstance(transform, tio.IntensityTransform):
         return f"{transform.name} after RegionWiseMap changes the map as if it were an image; {advice}"
     types = getattr(transform, "types_to_apply", None)
@@ -165,10 +181,11 @@ def _harm(transform: tio.Transform, name: str) -> str | None:
     return None
 
 
-def _watched(subject: tio.Subject, name: str) -> tio.Subject:
+def _watched(subject: tio.Subject, name: str, label: str) -> tio.Subject:
     """The subject as one that warns; a class of the user's own is left alone."""
     if type(subject) is tio.Subject:
         subject.__class__ = MapSubject
     if isinstance(subject, MapSubject):
-        subject.region_wise_maps = (*(other for other in subject.region_wise_maps if other != name), name)
+        others = (other for other in subject.region_wise_maps if other[0] != name)
+        subject.region_wise_maps = (*others, (name, label))
     return subject
