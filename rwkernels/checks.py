@@ -110,6 +110,19 @@ def spacing(value: float | Sequence[float] | None, axes: int) -> list[float]:
     return found
 
 
+def spacing_of_any_axes(value: Any) -> Any:
+    """A spacing whose length is known with the labels only: None, a number or a sequence; arrays become lists."""
+    if value is None:
+        return None
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    elif isinstance(value, Iterable) and not isinstance(value, (str, Sequence)):
+        value = list(value)
+    several = isinstance(value, Sequence) and not isinstance(value, str)
+    spacing(value, max(len(value), 1) if several else 1)
+    return value
+
+
 def same_device(name: str, value: Tensor, other_name: str, other: Tensor) -> None:
     """Refuses a tensor on another device: nothing is copied between devices behind the caller's back."""
     if value.device != other.device:

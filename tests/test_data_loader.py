@@ -13,6 +13,7 @@ import time
 import traceback
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 import torch
 from data_cases import (
@@ -198,6 +199,25 @@ def test_a_spacing_for_all_images_of_the_batch_is_taken_from_it():
     torch.testing.assert_close(found, rw.boundary_map(LABELS, CLASSES, spacing=2.0))
     with pytest.raises(ValueError, match="spacing: expected one row for each of 4 images"):
         only([{"label": LABELS, "step": torch.ones(3, 2)}], spacing_key="step")
+
+
+@pytest.mark.parametrize("kind", [torch.tensor, np.array])
+def test_one_axis_of_spacings_is_of_images_or_axes_by_its_length_and_refused_where_it_may_be_both(kind):
+    found = only([{"label": LABELS, "step": kind([2.0, 0.5])}], spacing_key="step")["map"]
+    assert_is_map_of(found, LABELS, spacing=(2.0, 0.5))
+    found = only([{"label": LABELS, "step": kind([2.0, 1.0, 2.0, 3.0])}], spacing_key="step", maps="boundary")["map"]
+    torch.testing.assert_close(found[3:], rw.boundary_map(LABELS[3:], CLASSES, spacing=3.0))
+    with pytest.raises(ValueError, match=r"spacing: expected \[B, axes\], for 2 numbers may belong to"):
+        only([{"label": LABELS[:2], "step": kind([2.0, 0.5])}], spacing_key="step")
+    found = only([{"label": LABELS[:2], "step": kind([[2.0, 0.5]] * 2)}], spacing_key="step")["map"]
+    assert_is_map_of(found, LABELS[:2], spacing=(2.0, 0.5))
+
+
+@pytest.mark.parametrize("kind", [torch.tensor, np.array])
+def test_a_spacing_may_be_an_array(kind):
+    assert_is_map_of(only([(IMAGE, LABELS)], spacing=kind([2.0, 0.5]))[2], LABELS, spacing=(2.0, 0.5))
+    with pytest.raises(ValueError, match="spacing: expected positive numbers"):
+        MapLoader([], CLASSES, spacing=kind([2.0, -0.5]))
 
 
 def test_the_largest_distances_of_the_volume_divide_those_of_its_patches():

@@ -55,7 +55,15 @@ def log(monkeypatch):
         yield
         current[0] = before
 
-    monkeypatch.setattr(torch.cuda, "Stream", lambda device: Stream(calls, "side"))
+    made: list[str] = []
+
+    def new_stream(device):
+        made.append(str(device))
+        return Stream(calls, "side" if len(made) == 1 else f"side {len(made)} on {device}")
+
+    monkeypatch.setattr(torch.cuda, "Stream", new_stream)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    ahead._stream_beside.cache_clear()
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: current[0])
     monkeypatch.setattr(torch.cuda, "stream", stream)
 
@@ -68,7 +76,8 @@ def log(monkeypatch):
         "rwkernels.data.building.MapBuilder.of_batch",
         lambda self, batch, labels: calls.append(f"map built on {current[0].name}") or fake_map(labels),
     )
-    return calls
+    yield calls
+    ahead._stream_beside.cache_clear()
 
 
 def fake_map(labels):
@@ -98,6 +107,36 @@ def test_maps_are_launched_one_batch_ahead_and_handed_over_by_event_and_record_s
         assert batch[1].data_ptr() == batch[2].labels.data_ptr()
     with pytest.raises(StopIteration):
         next(iterator)
+
+
+def test_all_passes_of_a_process_share_one_stream_for_each_device(log):
+    batches = [(None, torch.zeros(2, 5, 7).long())]
+    for device in ("cuda", "cuda:0", "cuda", "cuda:1", "cuda:1"):
+        list(MapLoader(batches, CLASSES, device=device))
+    built = [line for line in log if isinstance(line, str) and line.startswith("map built")]
+    assert built == 3 * ["map built on side"] + 2 * ["map built on side 2 on cuda:1"]
+
+
+def test_what_goes_to_the_cpu_is_waited_for(log):
+    labels = torch.zeros(2, 5, 7).long().as_subclass(Fake)
+    list(MapLoader([(None, labels)], CLASSES, device="cpu"))
+    assert "labels to cpu on current" in log
+
+
+def test_largest_distances_that_go_to_the_cpu_are_waited_for(monkeypatch):
+    asked = []
+    to = torch.Tensor.to
+
+    def watched(self, *args, **options):
+        if "non_blocking" in options:
+            asked.append(options["non_blocking"])
+        return to(self, *args, **options)
+
+    monkeypatch.setattr(torch.Tensor, "to", watched)
+    batch = {"label": Images().labels(0, 2), "max": torch.ones(2, CLASSES)}
+    list(MapLoader([batch], CLASSES, class_max_key="max"))
+    assert asked
+    assert not any(asked)
 
 
 def test_labels_that_the_callers_stream_may_still_write_are_waited_for(log):
@@ -225,3 +264,15 @@ def test_on_a_gpu_labels_that_are_there_already_are_not_moved_and_memory_is_stea
             before = torch.cuda.memory_reserved()
     torch.cuda.synchronize()
     assert torch.cuda.memory_reserved() <= 1.01 * before
+
+
+@gpu
+def test_on_a_gpu_memory_is_steady_over_several_passes():
+    reserved = []
+    loader = MapLoader(batches_of(8, (512, 512)), CLASSES, device="cuda")
+    for _ in range(5):
+        for batch in loader:
+            del batch
+        torch.cuda.synchronize()
+        reserved.append(torch.cuda.memory_reserved())
+    assert reserved[1:] == 4 * reserved[:1]

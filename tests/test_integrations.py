@@ -3,6 +3,7 @@
 import importlib
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -59,15 +60,30 @@ def test_the_folder_of_the_trainers_holds_one_module_and_its_name_is_ours_alone(
 def test_the_command_prints_the_folder_and_nothing_else(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
-    assert main() == 0
-    assert Path(capsys.readouterr().out.removesuffix("\n")) == nnunet.trainer_folder()
+    for version in ("2.8", "2.8.1", "2.10.0rc1", "3.0"):
+        monkeypatch.setattr(metadata, "version", lambda name, version=version: version)
+        assert main() == 0
+        assert Path(capsys.readouterr().out.removesuffix("\n")) == nnunet.trainer_folder()
+
+
+def test_the_command_refuses_an_nnunet_that_does_not_look_into_folders(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(metadata, "version", lambda name: "2.7.3")
+    assert main() == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "nnunetv2: expected 2.8 or later" in printed.err
+    assert "got 2.7.3" in printed.err
 
 
 def test_the_command_says_what_to_install_where_nnunet_is_missing(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    def missing(name: str) -> str:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", missing)
     assert main() == 1
     printed = capsys.readouterr()
     assert printed.out == ""

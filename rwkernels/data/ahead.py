@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -34,6 +35,12 @@ class BackgroundThread:
         return wait
 
 
+@functools.cache
+def _stream_beside(index: int) -> torch.cuda.Stream:
+    """One stream a device for the whole process: the allocator keeps the memory of every stream apart, for good."""
+    return torch.cuda.Stream(torch.device("cuda", index))
+
+
 class SideStream:
     """A CUDA stream beside the one the caller computes on.
 
@@ -43,7 +50,7 @@ class SideStream:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._stream = torch.cuda.Stream(device)
+        self._stream = _stream_beside(torch.cuda.current_device() if device.index is None else device.index)
 
     def start(self, work: Callable[[], Result], reads: Sequence[Tensor]) -> Callable[[], Result]:
         """Queues `work`, which reads the tensors `reads`; what is returned hands the result to the current stream."""
@@ -65,6 +72,11 @@ class SideStream:
             return result
 
         return hand_over
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """`tensor` on `device`, without waiting; towards the CPU with, for there nothing else says that it has come."""
+    return tensor.to(device, non_blocking=device.type != "cpu")
 
 
 def at_once(work: Callable[[], Result]) -> Callable[[], Result]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from rwkernels import arrays, checks
 from rwkernels.backends import native
 from rwkernels.compact import RectifiedMap
-from rwkernels.data import batches
+from rwkernels.data import ahead, batches
 from rwkernels.data.batches import Key
 from rwkernels.maps import active_contour_map, boundary_map, constant_map, rectified_map
 from rwkernels.modules import whole_labels
@@ -57,8 +57,7 @@ class MapBuilder:
             raise TypeError(f"map_key: expected a string, got {checks.describe(map_key)}")
         if spacing is not None and spacing_key is not None:
             raise ValueError("spacing_key: expected None beside spacing, got " + checks.describe(spacing_key))
-        if spacing is not None:  # its length is known with the labels only
-            checks.spacing(spacing, len(spacing) if isinstance(spacing, Sequence) else 1)
+        spacing = checks.spacing_of_any_axes(spacing)
         if class_max_key is not None and isinstance(maps, str) and maps != "rectified":
             raise ValueError(f'class_max_key: expected None for maps={maps!r} (only "rectified" maps have a maximum)')
         self.label_key, self.map_key = label_key, map_key
@@ -105,9 +104,11 @@ class MapBuilder:
 
     def of_batch(self, batch: Any, labels: Tensor) -> Map:
         """The map of `labels` `[B, *S]` or `[B, 1, *S]`, with what `batch` says of spacing and largest distances."""
+        labels = self._plain(labels)
         spacing = None
         if self.spacing_key is not None:
-            spacing = rows_of_spacing(batches.read(batch, self.spacing_key, "spacing_key"), len(labels))
+            found = batches.read(batch, self.spacing_key, "spacing_key")
+            spacing = rows_of_spacing(found, len(labels), labels.dim() - 1)
         return self._limited(labels, spacing, self._class_max(batch))
 
     def of_sample(self, sample: Any, labels: Tensor) -> Map:
@@ -117,7 +118,7 @@ class MapBuilder:
             found = arrays.to_tensor(batches.read(sample, self.spacing_key, "spacing_key"))[0]
             spacing = [found.tolist() if isinstance(found, Tensor) else found]
         class_max = self._class_max(sample)
-        return self._limited(labels[None], spacing, None if class_max is None else class_max[None])[0]
+        return self._limited(self._plain(labels[None]), spacing, None if class_max is None else class_max[None])[0]
 
     def other_tensors(self, batch: Any) -> list[Tensor]:
         """What the map is computed from besides labels."""
@@ -131,9 +132,8 @@ class MapBuilder:
         return checks.tensor("class_max", found)
 
     def _limited(self, labels: Tensor, spacing: list[Any] | None, class_max: Tensor | None) -> Map:
-        labels = self._plain(labels)
         if class_max is not None:
-            class_max = class_max.to(labels.device, non_blocking=True)
+            class_max = ahead.to_device(class_max, labels.device)
         if self.threads is None:
             return self._build(labels, spacing, class_max)
         with native.limited_to(self.threads):
@@ -160,18 +160,29 @@ class MapBuilder:
         return _joined(parts, labels)
 
 
-def rows_of_spacing(value: Any, size: int) -> list[Any]:
-    """The spacing of each of `size` images, as the batch of a loader holds it.
+def rows_of_spacing(value: Any, size: int, axes: int) -> list[Any]:
+    """The spacing of each of `size` images with `axes` spatial axes, as the batch of a loader holds it.
 
-    A tensor `[B, axes]` or `[B]`; a list of one tensor `[B]` per axis (what default collation makes of tuples); or
-    a number or one number per axis, the same for all.
+    A tensor or array `[B, axes]`, `[B]` (one number for each image) or `[axes]` (the same for all), the last two only
+    where B is not the number of axes; a list of one tensor `[B]` per axis (what default collation makes of tuples);
+    or a number or one number per axis, the same for all.
     """
     value = arrays.to_tensor(value)[0]
     if isinstance(value, (list, tuple)) and value and all(isinstance(part, Tensor) for part in value):
         value = torch.stack([part.reshape(-1).expand(size) for part in value], 1)
+    if isinstance(value, Tensor) and value.dim() == 1:
+        if len(value) == size == axes > 1:
+            raise ValueError(
+                f"spacing: expected [B, axes], for {size} numbers may belong to as many images or axes, "
+                f"got {checks.describe(value)}"
+            )
+        if len(value) == axes != size:
+            value = value.tolist()
     if not isinstance(value, Tensor):
         return [value] * size
-    if value.dim() not in (1, 2) or len(value) != size:
+    if value.dim() == 0:
+        return [float(value)] * size
+    if value.dim() > 2 or len(value) != size:
         raise ValueError(f"spacing: expected one row for each of {size} images, got {checks.describe(value)}")
     rows: list[Any] = value.tolist()
     return rows

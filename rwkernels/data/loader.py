@@ -38,8 +38,9 @@ class MapLoader:
         device: Where maps are built. The labels of the batch are moved there, other entries stay. Default: where
             labels are.
         spacing: Size of a pixel, one number or one per spatial axis.
-        spacing_key: Where a batch holds the spacing of its images instead, on the CPU: a tensor `[B, axes]` or `[B]`,
-            one tensor `[B]` per axis, or numbers that hold for all.
+        spacing_key: Where a batch holds the spacing of its images instead, on the CPU: a tensor or array
+            `[B, axes]`, or, where B is not the number of axes, `[B]` (a number for each image) or `[axes]`; one
+            tensor `[B]` per axis; or numbers that hold for all.
         class_max_key: Where a batch holds the largest distances `[B, K]` of the volumes that its patches are from
             (see `class_max` and `rectified_map`).
         ignore_index: Label of pixels that do not count.
@@ -199,7 +200,7 @@ class MapIterator:
 
 def _built(builder: MapBuilder, batch: Any, key: Key, labels: Tensor, device: torch.device) -> tuple[Tensor, Map]:
     """Labels and map on the device."""
-    moved = labels.to(device, non_blocking=True)
+    moved = ahead.to_device(labels, device)
     return moved, builder.of_batch(batch, moved)
 
 

@@ -18,9 +18,8 @@ def checked_spacing(spacing: GivenSpacing) -> GivenSpacing:
     """Refuses what is neither `"affine"`, a spacing, nor None."""
     if isinstance(spacing, str):
         return checks.choice("spacing", spacing, (AFFINE,))
-    if spacing is not None:  # its length is known with the labels only
-        checks.spacing(spacing, len(spacing) if isinstance(spacing, Sequence) else 1)
-    return spacing
+    found: GivenSpacing = checks.spacing_of_any_axes(spacing)
+    return found
 
 
 def labels_of(target: Tensor, num_classes: int, options: Mapping[str, Any]) -> Tensor:
