@@ -98,9 +98,7 @@ class RegionWiseLoss(nn.Module):
     ) -> None:
         super().__init__()
         self.maps = checks.choice("maps", maps, FAMILIES)
-        if spacing is not None:  # its length is known with the logits only
-            checks.spacing(spacing, len(spacing) if isinstance(spacing, Sequence) else 1)
-        self.spacing = spacing
+        self.spacing = checks.spacing_of_any_axes(spacing)
         self.ignore_index = checks.ignore_index(ignore_index)
         self.include_background = checks.flag("include_background", include_background)
         self.reduction = checks.choice("reduction", reduction, checks.REDUCTIONS)
@@ -180,6 +178,15 @@ class RegionWiseLoss(nn.Module):
             backend=self.backend,
         )
 
+    def with_maps(self, logits: Tensor, labels: Tensor, maps: Tensor | RectifiedMap) -> Tensor:
+        """The loss of logits with labels and their map, built before; `CombinedLoss` and others call it."""
+        return self(logits, maps) if isinstance(maps, RectifiedMap) else self(logits, maps, labels)  # type: ignore[no-any-return]
+
+    def level_spacing(self, labels: Tensor, ratios: Sequence[float]) -> list[float]:
+        """The spacing of a grid that is coarser than that of `labels` by one ratio per axis."""
+        steps = checks.spacing(self.spacing, len(ratios))
+        return [step * ratio for step, ratio in zip(steps, ratios, strict=True)]
+
     def _is_map(self, logits: Tensor, value: Any) -> bool:
         if isinstance(value, RectifiedMap):
             return True
@@ -237,6 +244,12 @@ class BoundaryLoss(RegionWiseLoss):
         }
 
 
+def with_maps(loss: Callable[..., Tensor], logits: Tensor, labels: Tensor, maps: Any) -> Tensor:
+    """`loss` of a map built before, and its labels where the loss takes both."""
+    both: Callable[..., Tensor] | None = getattr(loss, "with_maps", None)
+    return loss(logits, maps) if both is None else both(logits, labels, maps)
+
+
 class CombinedLoss(nn.Module):
     """A region loss such as Dice or cross-entropy, joined with a region-wise loss (section 4.3 of the paper).
 
@@ -245,7 +258,8 @@ class CombinedLoss(nn.Module):
 
     Args:
         region_loss: Called as `region_loss(logits, labels)`.
-        rw_loss: Called as `rw_loss(logits, labels)`, or with the map where one is given.
+        rw_loss: Called as `rw_loss(logits, labels)`. Where a map is given, as `rw_loss.with_maps(logits, labels, maps)`
+            if it has such a method, as this package's losses do; else as `rw_loss(logits, maps)`.
         schedule: `"equal"` or `"gradual"`.
         alpha_step: What an epoch takes off `alpha`.
         alpha_min: Where `alpha` stops.
@@ -301,11 +315,15 @@ class CombinedLoss(nn.Module):
     ) -> Tensor:
         """The joined loss of logits `[B, K, *S]` and labels.
 
-        `maps` spares the region-wise loss to build its own; `spacing` is passed on to it.
+        `maps`, of any form that `rw_loss` knows, spares it to build its own, which `spacing` is passed on for.
         """
+        if isinstance(labels, RectifiedMap):
+            raise TypeError("labels: expected labels for the region loss, got a RectifiedMap; pass it as maps")
         region = self.region_loss(logits, labels)
-        options = {} if spacing is None else {"spacing": spacing}
-        region_wise = self.rw_loss(logits, labels if maps is None else maps, **options)
+        if maps is not None:
+            region_wise = with_maps(self.rw_loss, logits, labels, maps)
+        else:
+            region_wise = self.rw_loss(logits, labels, **({} if spacing is None else {"spacing": spacing}))
         if self.schedule == "equal":
             return region + region_wise
         alpha = self.alpha.to(region_wise.dtype)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from rwkernels import checks
 from rwkernels.compact import RectifiedMap
-from rwkernels.modules import CombinedLoss, RegionWiseLoss
+from rwkernels.modules import CombinedLoss, with_maps
 
 
 def default_weights(levels: int) -> list[float]:
@@ -43,15 +43,18 @@ class DeepSupervisionLoss(nn.Module):
     coarser; a resampled map is not the map of the resampled labels. Levels of weight 0 cost nothing.
 
     Args:
-        loss: A `RegionWiseLoss` or `CombinedLoss`, or any function of logits and labels.
+        loss: A `RegionWiseLoss`, this package's or that of `integrations.monai`, a `CombinedLoss`, or any function of
+            logits and labels.
         weights: One number >= 0 per level, used as they are. Default: nnU-Net's, halved from level to level, 0 for
             the last of several, and 1 in all. DistributedDataParallel wants every output used: there give the last
             level a small weight instead (nnU-Net takes 1e-6), or set `find_unused_parameters`.
 
     Shape:
-        `forward(logits, labels)`. Logits: a list of `[B, K, *S_l]`, the finest first; a lone tensor, which networks
-        give when they are evaluated, is a single level of weight 1. Labels: `[B, *S]` or `[B, 1, *S]`, resampled as
-        nnU-Net does (nearest-exact); or a list with the labels of every level, or with maps built before.
+        `forward(logits, labels, maps=None)`. Logits: a list of `[B, K, *S_l]`, the finest first; a lone tensor, which
+        networks give when they are evaluated, is a single level of weight 1. Labels: `[B, *S]` or `[B, 1, *S]`,
+        resampled as nnU-Net does (nearest-exact); or a list with the labels of every level. Maps: a list with the map
+        of every level, built before. Without a region loss, a list of `RectifiedMap`s may also stand in the place of
+        labels.
 
     Raises:
         TypeError: An argument has the wrong type.
@@ -81,14 +84,19 @@ class DeepSupervisionLoss(nn.Module):
         if self.weights is not None and (not self.weights or min(self.weights) < 0 or max(self.weights) == 0):
             raise ValueError(f"weights: expected numbers >= 0, at least one above 0, got {self.weights}")
 
-    def forward(self, logits: Tensor | Sequence[Tensor], labels: Any) -> Tensor:
+    def forward(self, logits: Tensor | Sequence[Tensor], labels: Any, maps: Sequence[Any] | None = None) -> Tensor:
         """The loss of all levels; see the class for shapes."""
         several = isinstance(labels, (list, tuple))
+        if maps is not None and not isinstance(maps, (list, tuple)):
+            raise TypeError(f"maps: expected a list with the map of every level, got {checks.describe(maps)}")
         if isinstance(logits, Tensor):
-            return self.loss(logits, labels[0] if several else labels)
+            own = labels[0] if several else labels
+            return self.loss(logits, own) if maps is None else self._with_maps(logits, own, maps[0])
         weights = self._weights(len(logits))
         if several and len(labels) != len(logits):
             raise ValueError(f"labels: expected one entry for each of {len(logits)} levels, got {len(labels)}")
+        if maps is not None and len(maps) != len(logits):
+            raise ValueError(f"maps: expected one entry for each of {len(logits)} levels, got {len(maps)}")
         total: Tensor | None = None
         for level, (weight, found) in enumerate(zip(weights, logits, strict=True)):
             if weight == 0:
@@ -97,7 +105,10 @@ class DeepSupervisionLoss(nn.Module):
                 own, finest = labels[level], labels[0]
             else:
                 own, finest = self._resampled(labels, found), labels
-            term = weight * self._of_level(found, own, finest)
+            if maps is None:
+                term = weight * self._of_level(found, own, finest)
+            else:
+                term = weight * self._with_maps(found, own, maps[level])
             total = term if total is None else total + term
         assert total is not None
         return total
@@ -111,22 +122,28 @@ class DeepSupervisionLoss(nn.Module):
         return self.weights
 
     def _resampled(self, labels: Any, logits: Any) -> Tensor:
-        labels, shape = checks.tensor("labels", labels), checks.tensor("logits", logits).shape[2:]
+        given, labels, shape = labels, checks.tensor("labels", labels), checks.tensor("logits", logits).shape[2:]
         if labels.dim() != len(shape) + 1 and (labels.dim() != len(shape) + 2 or labels.shape[1] != 1):
             raise ValueError(
                 f"labels: expected [B, *S] or [B, 1, *S] with {len(shape)} spatial axes, got {checks.describe(labels)}"
             )
-        return resample_labels(labels, shape)
+        # What a MetaTensor knows of its grid holds on that grid only.
+        same: bool = labels.shape[labels.dim() - len(shape) :] == shape
+        return given if same else resample_labels(labels, shape)
 
     def _of_level(self, logits: Tensor, labels: Any, finest: Any) -> Tensor:
         region_wise = self.loss.rw_loss if isinstance(self.loss, CombinedLoss) else self.loss
         shape = logits.shape[2:]
         fine_shape = finest.shape[len(finest.shape) - len(shape) :]
-        if isinstance(labels, RectifiedMap) or not isinstance(region_wise, RegionWiseLoss) or fine_shape == shape:
+        if isinstance(labels, RectifiedMap) or not hasattr(region_wise, "level_spacing") or fine_shape == shape:
             return self.loss(logits, labels)
-        steps = checks.spacing(region_wise.spacing, len(shape))
-        coarser = [step * fine / own for step, fine, own in zip(steps, fine_shape, shape, strict=True)]
-        return self.loss(logits, labels, spacing=coarser)
+        ratios = [fine / own for fine, own in zip(fine_shape, shape, strict=True)]
+        return self.loss(logits, labels, spacing=region_wise.level_spacing(finest, ratios))
+
+    def _with_maps(self, logits: Tensor, labels: Tensor, maps: Any) -> Tensor:
+        if isinstance(self.loss, CombinedLoss):
+            return self.loss(logits, labels, maps)  # type: ignore[no-any-return]
+        return with_maps(self.loss, logits, labels, maps)
 
     def extra_repr(self) -> str:
         """The weights, where they are given."""

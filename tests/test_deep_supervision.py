@@ -147,6 +147,29 @@ def test_lists_of_labels_and_of_maps_are_taken_as_they_are():
     torch.testing.assert_close(dense, expected)
 
 
+@pytest.mark.parametrize("joined", [False, True], ids=["alone", "combined"])
+@pytest.mark.parametrize("dense", [False, True], ids=["compact", "dense"])
+def test_maps_built_before_go_with_the_labels_of_their_level(dense, joined):
+    labels = LABELS.clone()
+    labels[:, :4, 5:9] = -1
+    logits = logits_of()
+    loss = rw.RegionWiseLoss(ignore_index=-1, class_weight=[1.0, 2.0, 3.0], spacing=SPACING)
+    if joined:
+        loss = rw.CombinedLoss(nn.CrossEntropyLoss(ignore_index=-1), loss)
+    loss_fn = rw.DeepSupervisionLoss(loss, [0.4, 0.3, 0.2, 0.1])
+    maps = []
+    for shape in SHAPES:
+        steps = [s * f / n for s, f, n in zip(SPACING, SHAPE, shape, strict=True)]
+        found = rw.rectified_map(nearest_exact(labels, shape), CLASSES, spacing=steps, ignore_index=-1)
+        maps.append(found.dense() if dense else found)
+    torch.testing.assert_close(loss_fn(logits, labels, maps), loss_fn(logits, labels))
+    torch.testing.assert_close(loss_fn(logits[0], labels, maps), loss_fn(logits[0], labels))
+    with pytest.raises(ValueError, match="maps: expected one entry for each of 4 levels, got 3"):
+        loss_fn(logits, labels, maps[:3])
+    with pytest.raises(TypeError, match="maps: expected a list with the map of every level"):
+        loss_fn(logits, labels, maps[0])
+
+
 def test_a_lone_tensor_is_one_level_of_weight_one():
     (logits,) = logits_of([SHAPE])
     loss_fn = rw.DeepSupervisionLoss(rw.RegionWiseLoss(spacing=SPACING), [0.3, 0.2])

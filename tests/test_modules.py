@@ -5,6 +5,7 @@ import io
 import pickle
 import re
 
+import numpy as np
 import pytest
 import torch
 from loss_cases import (
@@ -413,3 +414,39 @@ def test_a_network_learns_to_segment_by_the_region_wise_loss_alone():
         loss_fn(network(image), labels).backward()
         optimiser.step()
     assert torch.equal(network(image).argmax(1), labels)
+
+
+@pytest.mark.parametrize("options", [{"ignore_index": -1}, {"class_weight": [1.0, 2.0, 3.0]}])
+@pytest.mark.parametrize("dense", [True, False], ids=["dense", "compact"])
+def test_a_combined_loss_with_a_map_is_that_which_builds_it(dense, options):
+    labels = _labels().clone()
+    if "ignore_index" in options:
+        labels[:, :2] = -1
+    logits, count = _logits(), _logits().shape[1]
+    if "class_weight" in options:
+        options = {"class_weight": [1.0 + k for k in range(count)]}
+    loss_fn = rw.CombinedLoss(nn.CrossEntropyLoss(ignore_index=-1), rw.RegionWiseLoss(**options))
+    maps = rw.rectified_map(labels, count, ignore_index=options.get("ignore_index"))
+    found = loss_fn(logits, labels, maps.dense() if dense else maps)
+    torch.testing.assert_close(found, loss_fn(logits, labels))
+
+
+def test_a_combined_loss_gives_a_loss_of_the_users_own_the_map_alone():
+    loss_fn = rw.CombinedLoss(lambda x, labels: x.sum() * 0, lambda x, maps: maps.sum())
+    maps = torch.ones_like(_logits())
+    assert loss_fn(_logits(), _labels(), maps) == maps.sum()
+    with pytest.raises(TypeError, match="labels: expected labels for the region loss, got a RectifiedMap"):
+        loss_fn(_logits(), rw.rectified_map(_labels(), _logits().shape[1]))
+
+
+@pytest.mark.parametrize("kind", [torch.tensor, np.array])
+def test_a_spacing_may_be_an_array(kind):
+    axes = _labels().dim() - 1
+    steps = [2.0, 0.5, 1.5][:axes]
+    found = rw.RegionWiseLoss(spacing=kind(steps))
+    torch.testing.assert_close(found(_logits(), _labels()), rw.RegionWiseLoss(spacing=steps)(_logits(), _labels()))
+    assert f"spacing={steps}" in repr(found)
+    with pytest.raises(ValueError, match="spacing: expected positive numbers"):
+        rw.RegionWiseLoss(spacing=kind([1.0, 0.0]))
+    with pytest.raises(TypeError, match="spacing: expected a number, got list"):
+        rw.RegionWiseLoss(spacing=kind([[1.0, 2.0]]))

@@ -373,3 +373,81 @@ def test_logits_where_probabilities_are_expected_are_refused():
 def test_bad_settings_are_refused_at_once(options, message):
     with pytest.raises(ValueError, match=message):
         RegionWiseLoss(**options)
+
+
+# --- together with the losses of this package ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["rectified", "boundary"])
+def test_a_combined_loss_hands_it_the_map_of_the_transform_with_the_labels(family):
+    labels = random_labels((2, 1, 12, 10), CLASSES)
+    loss_fn = rw.CombinedLoss(DiceLoss(to_onehot_y=True), RegionWiseLoss(to_onehot_y=True, softmax=True, maps=family))
+    array = torch.stack([RegionWiseMap(CLASSES, maps=family)(one) for one in labels])
+    logits = random_logits((2, CLASSES, 12, 10))
+    torch.testing.assert_close(loss_fn(logits, labels, array), loss_fn(logits, labels))
+    wrapped = rw.DeepSupervisionLoss(loss_fn, [1.0])
+    torch.testing.assert_close(wrapped([logits], labels, [array]), loss_fn(logits, labels))
+
+
+@pytest.mark.parametrize("joined", [False, True], ids=["alone", "combined"])
+@pytest.mark.parametrize("family", ["rectified", "boundary"])
+def test_deep_supervision_keeps_the_affine_and_widens_it_with_the_grid(family, joined):
+    labels = random_labels((2, 1, 12, 8), CLASSES)
+    target = MetaTensor(labels, affine=torch.stack([affine(5.0, 1.0, 1.0), affine(1.0, 3.0, 1.0)]))
+    target.is_batch = True
+    loss = RegionWiseLoss(to_onehot_y=True, softmax=True, maps=family)
+    loss_fn = rw.CombinedLoss(lambda x, labels: 0 * x.sum(), loss) if joined else loss
+    logits = [random_logits((2, CLASSES, 12, 8)), random_logits((2, CLASSES, 6, 2))]
+    coarse = rw.supervision.resample_labels(labels, (6, 2))
+    fine = torch.cat(
+        [
+            rw.RegionWiseLoss(family, spacing=row).build_map(labels[i : i + 1, 0], CLASSES).dense()
+            if family == "rectified"
+            else rw.boundary_map(labels[i : i + 1, 0], CLASSES, spacing=row)
+            for i, row in enumerate([(5.0, 1.0), (1.0, 3.0)])
+        ]
+    )
+    wide = torch.cat(
+        [
+            rw.RegionWiseLoss(family, spacing=row).build_map(coarse[i : i + 1, 0], CLASSES).dense()
+            if family == "rectified"
+            else rw.boundary_map(coarse[i : i + 1, 0], CLASSES, spacing=row)
+            for i, row in enumerate([(10.0, 4.0), (2.0, 12.0)])
+        ]
+    )
+    expected = rw.region_wise_loss(logits[0], fine) + 0.5 * rw.region_wise_loss(logits[1], wide)
+    found = rw.DeepSupervisionLoss(loss_fn, [1.0, 0.5])(logits, target)
+    torch.testing.assert_close(torch.as_tensor(found), expected)
+    one = torch.as_tensor(rw.DeepSupervisionLoss(loss_fn)(logits[:1], target))
+    torch.testing.assert_close(one, torch.as_tensor(loss_fn(logits[0], target)))
+
+
+@pytest.mark.parametrize("softmax", [False, True], ids=["probabilities", "logits"])
+def test_labels_beside_a_given_map_are_checked(softmax):
+    labels = random_labels((2, 1, 12, 10), CLASSES)
+    array = torch.stack([RegionWiseMap(CLASSES)(one) for one in labels])
+    labels[1, 0, 3, 4] = 7
+    loss_fn = RegionWiseLoss(to_onehot_y=True, softmax=softmax)
+    with pytest.raises(ValueError, match=r"labels: expected integers in \[0, 3\), got 7 at \(1, 3, 4\)"):
+        loss_fn(random_logits((2, CLASSES, 12, 10)).softmax(1), labels, array)
+    with pytest.raises(ValueError, match=r"labels: expected integers in \[0, 3\), got 7 at \(1, 3, 4\)"):
+        loss_fn(
+            random_logits((2, CLASSES, 12, 10)).softmax(1),
+            labels,
+            rw.rectified_map(labels[:, 0].clamp(max=2), CLASSES).dense(),
+        )
+
+
+def test_an_ignored_label_that_the_dtype_of_labels_cannot_hold_ignores_none():
+    labels = random_labels((2, 1, 12, 10), CLASSES).to(torch.uint8)
+    values = random_logits((2, CLASSES, 12, 10)).softmax(1)
+    found = RegionWiseLoss(to_onehot_y=True, ignore_index=258)(values, labels)  # 258 is 2 in uint8
+    torch.testing.assert_close(found, RegionWiseLoss(to_onehot_y=True)(values, labels))
+
+
+def test_weights_that_do_not_fit_are_refused_as_weight():
+    with pytest.raises(TypeError, match=r"^weight: expected one number per class, got float 2\.0"):
+        RegionWiseLoss(weight=2.0)
+    loss_fn = RegionWiseLoss(weight=[1.0, 2.0], to_onehot_y=True, include_background=False, softmax=True)
+    with pytest.raises(ValueError, match=r"^weight: expected shape "):
+        loss_fn(random_logits((2, CLASSES, 12, 10)), random_labels((2, 1, 12, 10), CLASSES))

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from rwkernels import checks, modules
+from rwkernels.backends import reference
 from rwkernels.compact import RectifiedMap
+from rwkernels.data.building import rows_of_spacing
 from rwkernels.integrations import arrays
 from rwkernels.integrations.extras import needs
 from rwkernels.integrations.inputs import AFFINE, GivenSpacing, checked_spacing, from_one_hot
@@ -31,7 +33,9 @@ class RegionWiseLoss(_Loss):
             each other.
         softmax: True if `input` are logits: loss and gradient then come in one pass. False if they are probabilities.
         reduction: `"mean"` divides by `N*K`, N being the pixels that count; `"sum"`; `"none"` gives `[B, 1, *S]`.
-        weight: One number per class: every pixel's map is multiplied by the weight of its true class.
+        weight: One number per class, the background included: every pixel's map is multiplied by the weight of its
+            true class, in all channels. (MONAI's Dice weighs channels, and also takes one number for all of them, or
+            none for a background that is left out.)
         ignore_index: Label of pixels that do not count. In a one-hot target that is the channel of this number, or,
             where there is none, the pixels of no class.
         maps: `"rectified"` (the default), `"boundary"`, `"active_contour"` or `"constant"`.
@@ -40,9 +44,10 @@ class RegionWiseLoss(_Loss):
         **options: `black_border`, `recompute`, `validate` and `backend`, as of `rwkernels.RegionWiseLoss`.
 
     Shape:
-        `forward(input, target, maps=None)` with `input` `[B, K, *S]`. `maps`, where it is given, is what
-        `RegionWiseMap` made of the target: `[B, 1, *S]` or `[B, K, *S]`. A `RectifiedMap` may take the place of
-        `target`.
+        `forward(input, target, maps=None, *, spacing=None)` with `input` `[B, K, *S]`. `maps`, where it is given, is
+        what `RegionWiseMap` made of the target: `[B, 1, *S]` or `[B, K, *S]`. A `RectifiedMap` may take the place of
+        `target`. `spacing`, for the map that this call builds, takes the place of the loss's: a number, one per axis,
+        or a tensor `[B, axes]`.
 
     Raises:
         TypeError: An argument has the wrong type.
@@ -74,6 +79,8 @@ class RegionWiseLoss(_Loss):
         self.to_onehot_y = checks.flag("to_onehot_y", to_onehot_y)
         self.softmax = checks.flag("softmax", softmax)
         self.spacing = checked_spacing(spacing)
+        if weight is not None and (not hasattr(weight, "__len__") or getattr(weight, "ndim", 1) != 1):
+            raise TypeError(f"weight: expected one number per class, got {checks.describe(weight)}")
         self.of_logits = modules.RegionWiseLoss(
             maps,
             ignore_index=ignore_index,
@@ -83,17 +90,29 @@ class RegionWiseLoss(_Loss):
             **options,
         )
 
-    def forward(self, input: Tensor, target: Tensor | RectifiedMap, maps: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        input: Tensor,
+        target: Tensor | RectifiedMap,
+        maps: Tensor | None = None,
+        *,
+        spacing: float | Sequence[float] | Tensor | None = None,
+    ) -> Tensor:
         """The loss; see the class for shapes."""
         values = checks.tensor("input", input)
         if values.dim() < 3:
             raise ValueError(f"input: expected [B, K, *S], got {checks.describe(values)}")
+        if self.of_logits.class_weight is not None:
+            checks.shape("weight", self.of_logits.class_weight, (values.shape[1],), "[K] of the input")
         if isinstance(target, RectifiedMap):
             found: RectifiedMap | Tensor = target
             labels = target.labels
         else:
             labels = self._labels(target, values)
-            found = self._map(target, labels, values.shape[1]) if maps is None else self._given(maps, labels, values)
+            if maps is not None:
+                found = self._given(maps, labels, values)
+            else:
+                found = self._map(target, labels, values.shape[1], spacing)
         if not self.softmax:
             loss = self._of_probabilities(values, found, labels)
         elif isinstance(found, RectifiedMap):
@@ -101,6 +120,16 @@ class RegionWiseLoss(_Loss):
         else:
             loss = self.of_logits(values, found, labels)
         return loss.unsqueeze(1) if self.reduction == LossReduction.NONE.value else loss
+
+    def with_maps(self, logits: Tensor, labels: Tensor, maps: Tensor | RectifiedMap) -> Tensor:
+        """The loss with a map built before; how `rwkernels.CombinedLoss` and `DeepSupervisionLoss` call it."""
+        return self(logits, maps) if isinstance(maps, RectifiedMap) else self(logits, labels, maps)  # type: ignore[no-any-return]
+
+    def level_spacing(self, labels: Tensor, ratios: Sequence[float]) -> Tensor:
+        """The spacing `[B, axes]` of every image on a grid coarser than that of `labels` by one ratio per axis."""
+        rows = spacings.of_images(self.spacing, labels, len(labels), len(ratios))
+        steps = torch.tensor([checks.spacing(row, len(ratios)) for row in rows], dtype=torch.float64)
+        return steps.reshape(len(rows), len(ratios)) * torch.tensor(ratios, dtype=torch.float64)
 
     def _labels(self, target: Any, values: Tensor) -> Tensor:
         """Labels [B, *S] of a target that follows `to_onehot_y`."""
@@ -118,13 +147,17 @@ class RegionWiseLoss(_Loss):
         whole = modules.whole_labels(found, checks.validate(validate, found.device))
         return labels_like("target", whole, values.shape)
 
-    def _map(self, target: Tensor, labels: Tensor, num_classes: int) -> RectifiedMap | Tensor:
-        rule = self.of_logits
+    def _map(self, target: Tensor, labels: Tensor, num_classes: int, spacing: Any) -> RectifiedMap | Tensor:
+        rule, axes = self.of_logits, labels.dim() - 1
+        if spacing is None:
+            rows = spacings.of_images(self.spacing, target, len(labels), axes)
+        else:
+            rows = [tuple(checks.spacing(row, axes)) for row in rows_of_spacing(spacing, len(labels), axes)]
         return arrays.build(
             rule.maps,
             labels,
             num_classes,
-            spacings.of_images(self.spacing, target, len(labels), labels.dim() - 1),
+            rows,
             ignore_index=rule.ignore_index,
             black_border=rule.black_border,
             validate=rule.validate,
@@ -141,6 +174,10 @@ class RegionWiseLoss(_Loss):
         if isinstance(maps, RectifiedMap) and maps.ignore_index is not None:
             ignored = maps.ignore_index
         self._refuse_logits(values)
+        if checks.validate(rule.validate, labels.device):
+            bad = reference.first_bad_label(labels, values.shape[1], ignored)
+            if bad >= 0:
+                checks.bad_label(labels, bad, values.shape[1], ignored)
         if rule.class_weight is not None:
             dense_labels = None if isinstance(maps, RectifiedMap) else labels
             maps = scale_classes(maps, rule.class_weight, by="label", labels=dense_labels)
@@ -151,7 +188,7 @@ class RegionWiseLoss(_Loss):
         pixels = (wide * dense)[:, first:].sum(1)
         count: Tensor | int = pixels.numel()
         if ignored is not None:
-            counts = labels != ignored
+            counts = ~reference.is_label(labels, ignored)
             pixels = torch.where(counts, pixels, 0.0)
             count = counts.sum()
         if self.reduction == LossReduction.NONE.value:
