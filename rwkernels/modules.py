@@ -18,7 +18,7 @@ from rwkernels.maps import (
     labels_like,
     rectified_map,
 )
-from rwkernels.scaling import class_weights, scale_classes
+from rwkernels.scaling import scale_classes, weights_of_any_classes
 
 FAMILIES = ("rectified", "boundary", "active_contour", "constant")
 
@@ -109,11 +109,7 @@ class RegionWiseLoss(nn.Module):
         self.backend = backend
         self.map_options: dict[str, float] = {}
         if class_weight is not None:
-            if not hasattr(class_weight, "__len__") or getattr(class_weight, "ndim", 1) != 1:
-                raise TypeError(f"class_weight: expected one number per class, got {checks.describe(class_weight)}")
-            count = len(class_weight)
-            device = class_weight.device if isinstance(class_weight, Tensor) else torch.device("cpu")
-            class_weight = class_weights("class_weight", class_weight, count, device).clone()
+            class_weight = weights_of_any_classes("class_weight", class_weight).clone()
         self.register_buffer("class_weight", class_weight)
 
     def build_map(

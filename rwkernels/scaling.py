@@ -26,6 +26,14 @@ def class_weights(name: str, weight: Any, num_classes: int, device: torch.device
     return found if found.dtype == torch.float64 else found.float()
 
 
+def weights_of_any_classes(name: str, weight: Any) -> Tensor:
+    """One weight per class `[K]`, where K is known with the logits only."""
+    if not hasattr(weight, "__len__") or getattr(weight, "ndim", 1) != 1:
+        raise TypeError(f"{name}: expected one number per class, got {checks.describe(weight)}")
+    device = weight.device if isinstance(weight, Tensor) else torch.device("cpu")
+    return class_weights(name, weight, len(weight), device)
+
+
 def _by_label(weight: Tensor, labels: Tensor) -> Tensor:
     """The weight of every pixel's class; 1 where the label is none (an ignored or a bad one keeps its value)."""
     labels = labels.long()

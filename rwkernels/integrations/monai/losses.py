@@ -17,7 +17,7 @@ from rwkernels.integrations.extras import needs
 from rwkernels.integrations.inputs import AFFINE, GivenSpacing, checked_spacing, from_one_hot
 from rwkernels.integrations.monai import spacing as spacings
 from rwkernels.maps import labels_like
-from rwkernels.scaling import scale_classes
+from rwkernels.scaling import scale_classes, weights_of_any_classes
 
 with needs("monai"):
     from monai.utils.enums import LossReduction
@@ -79,12 +79,10 @@ class RegionWiseLoss(_Loss):
         self.to_onehot_y = checks.flag("to_onehot_y", to_onehot_y)
         self.softmax = checks.flag("softmax", softmax)
         self.spacing = checked_spacing(spacing)
-        if weight is not None and (not hasattr(weight, "__len__") or getattr(weight, "ndim", 1) != 1):
-            raise TypeError(f"weight: expected one number per class, got {checks.describe(weight)}")
         self.of_logits = modules.RegionWiseLoss(
             maps,
             ignore_index=ignore_index,
-            class_weight=weight,
+            class_weight=None if weight is None else weights_of_any_classes("weight", weight),
             include_background=include_background,
             reduction=self.reduction,
             **options,
