@@ -448,7 +448,7 @@ def test_an_ignored_label_that_the_dtype_of_labels_cannot_hold_ignores_none():
 def test_weights_that_do_not_fit_are_refused_as_weight():
     with pytest.raises(TypeError, match=r"^weight: expected one number per class, got float 2\.0"):
         RegionWiseLoss(weight=2.0)
-    with pytest.raises(TypeError, match="^weight: expected a number, got str"):
+    with pytest.raises(TypeError, match=r"^weight: expected a number, got str"):
         RegionWiseLoss(weight=["a", "b"])
     loss_fn = RegionWiseLoss(weight=[1.0, 2.0], to_onehot_y=True, include_background=False, softmax=True)
     with pytest.raises(ValueError, match=r"^weight: expected shape "):
