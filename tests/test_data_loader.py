@@ -202,15 +202,17 @@ def test_a_spacing_for_all_images_of_the_batch_is_taken_from_it():
 
 
 @pytest.mark.parametrize("kind", [torch.tensor, np.array])
-def test_one_axis_of_spacings_is_of_images_or_axes_by_its_length_and_refused_where_it_may_be_both(kind):
-    found = only([{"label": LABELS, "step": kind([2.0, 0.5])}], spacing_key="step")["map"]
-    assert_is_map_of(found, LABELS, spacing=(2.0, 0.5))
-    found = only([{"label": LABELS, "step": kind([2.0, 1.0, 2.0, 3.0])}], spacing_key="step", maps="boundary")["map"]
-    torch.testing.assert_close(found[3:], rw.boundary_map(LABELS[3:], CLASSES, spacing=3.0))
-    with pytest.raises(ValueError, match=r"spacing: expected \[B, axes\], for 2 numbers may belong to"):
-        only([{"label": LABELS[:2], "step": kind([2.0, 0.5])}], spacing_key="step")
-    found = only([{"label": LABELS[:2], "step": kind([[2.0, 0.5]] * 2)}], spacing_key="step")["map"]
-    assert_is_map_of(found, LABELS[:2], spacing=(2.0, 0.5))
+@pytest.mark.parametrize("size", [2, 3, 4])
+def test_an_array_of_spacings_is_of_images_whatever_the_size_of_the_batch(size, kind):
+    labels, steps = LABELS[:size], kind([2.0, 0.5, 1.0, 3.0][:size])
+    found = only([{"label": labels, "step": steps}], spacing_key="step", maps="boundary")["map"]
+    for image in range(size):
+        one = slice(image, image + 1)
+        torch.testing.assert_close(found[one], rw.boundary_map(labels[one], CLASSES, spacing=float(steps[image])))
+    found = only([{"label": labels, "step": kind([[2.0, 0.5]] * size)}], spacing_key="step")["map"]
+    assert_is_map_of(found, labels, spacing=(2.0, 0.5))
+    with pytest.raises(ValueError, match=rf"one row for each of {size} images, \[B\] or \[B, axes\], or a tuple"):
+        only([{"label": labels, "step": kind([2.0] * (size + 1))}], spacing_key="step")
 
 
 @pytest.mark.parametrize("kind", [torch.tensor, np.array])

@@ -108,7 +108,7 @@ class MapBuilder:
         spacing = None
         if self.spacing_key is not None:
             found = batches.read(batch, self.spacing_key, "spacing_key")
-            spacing = rows_of_spacing(found, len(labels), labels.dim() - 1)
+            spacing = rows_of_spacing(found, len(labels))
         return self._limited(labels, spacing, self._class_max(batch))
 
     def of_sample(self, sample: Any, labels: Tensor) -> Map:
@@ -160,30 +160,24 @@ class MapBuilder:
         return _joined(parts, labels)
 
 
-def rows_of_spacing(value: Any, size: int, axes: int) -> list[Any]:
-    """The spacing of each of `size` images with `axes` spatial axes, as the batch of a loader holds it.
+def rows_of_spacing(value: Any, size: int) -> list[Any]:
+    """The spacing of each of `size` images, as the batch of a loader holds it.
 
-    A tensor or array `[B, axes]`, `[B]` (one number for each image) or `[axes]` (the same for all), the last two only
-    where B is not the number of axes; a list of one tensor `[B]` per axis (what default collation makes of tuples);
-    or a number or one number per axis, the same for all.
+    A tensor or array has a row for each image: `[B, axes]`, or `[B]` for isotropic ones. So has a list of one tensor
+    `[B]` per axis, which default collation makes of tuples. A number, or one number per axis, holds for all.
     """
     value = arrays.to_tensor(value)[0]
     if isinstance(value, (list, tuple)) and value and all(isinstance(part, Tensor) for part in value):
         value = torch.stack([part.reshape(-1).expand(size) for part in value], 1)
-    if isinstance(value, Tensor) and value.dim() == 1:
-        if len(value) == size == axes > 1:
-            raise ValueError(
-                f"spacing: expected [B, axes], for {size} numbers may belong to as many images or axes, "
-                f"got {checks.describe(value)}"
-            )
-        if len(value) == axes != size:
-            value = value.tolist()
     if not isinstance(value, Tensor):
         return [value] * size
     if value.dim() == 0:
         return [float(value)] * size
     if value.dim() > 2 or len(value) != size:
-        raise ValueError(f"spacing: expected one row for each of {size} images, got {checks.describe(value)}")
+        raise ValueError(
+            f"spacing: expected one row for each of {size} images, [B] or [B, axes], or a tuple that holds for all, "
+            f"got {checks.describe(value)}"
+        )
     rows: list[Any] = value.tolist()
     return rows
 

@@ -39,8 +39,8 @@ class MapLoader:
             labels are.
         spacing: Size of a pixel, one number or one per spatial axis.
         spacing_key: Where a batch holds the spacing of its images instead, on the CPU: a tensor or array
-            `[B, axes]`, or, where B is not the number of axes, `[B]` (a number for each image) or `[axes]`; one
-            tensor `[B]` per axis; or numbers that hold for all.
+            `[B, axes]`, or `[B]` for isotropic images; one tensor `[B]` per axis; or a number or a tuple of numbers
+            that holds for all.
         class_max_key: Where a batch holds the largest distances `[B, K]` of the volumes that its patches are from
             (see `class_max` and `rectified_map`).
         ignore_index: Label of pixels that do not count.

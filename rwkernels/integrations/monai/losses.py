@@ -150,7 +150,7 @@ class RegionWiseLoss(_Loss):
         if spacing is None:
             rows = spacings.of_images(self.spacing, target, len(labels), axes)
         else:
-            rows = [tuple(checks.spacing(row, axes)) for row in rows_of_spacing(spacing, len(labels), axes)]
+            rows = [tuple(checks.spacing(row, axes)) for row in rows_of_spacing(spacing, len(labels))]
         return arrays.build(
             rule.maps,
             labels,
