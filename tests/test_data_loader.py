@@ -496,8 +496,10 @@ def run_script(script: str, *arguments: str) -> subprocess.Popen:
 def test_ctrl_c_ends_a_program_that_waits_for_a_map():
     child = run_script(
         """
-        import time, torch
+        import signal, time, torch
         from rwkernels.data import MapLoader
+
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs start without
 
         def slow(labels):
             print("waiting", flush=True)
