@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -367,3 +367,15 @@ def rectify(
         labels, foreground + zeros.to(maps.dtype), value, num_classes=num_classes, ignore_index=ignored
     )
     return rectified._map(back)
+
+
+FAMILIES: dict[str, Callable[..., Any]] = {
+    "rectified": rectified_map,
+    "boundary": boundary_map,
+    "active_contour": active_contour_map,
+    "constant": constant_map,
+}
+"""The maps that are made of labels alone, by the name that losses, loaders and integrations know them by."""
+
+MEASURED = ("rectified", "boundary")
+"""The families that measure distances, and so take `spacing` and `black_border`."""

@@ -11,16 +11,8 @@ from torch import Tensor, nn
 from rwkernels import checks, distributed
 from rwkernels.compact import RectifiedMap
 from rwkernels.functional import check_logits, region_wise_loss
-from rwkernels.maps import (
-    active_contour_map,
-    boundary_map,
-    constant_map,
-    labels_like,
-    rectified_map,
-)
+from rwkernels.maps import FAMILIES, MEASURED, labels_like
 from rwkernels.scaling import scale_classes, weights_of_any_classes
-
-FAMILIES = ("rectified", "boundary", "active_contour", "constant")
 
 
 def whole_labels(labels: Tensor, validate: bool) -> Tensor:
@@ -97,7 +89,7 @@ class RegionWiseLoss(nn.Module):
         backend: str | None = None,
     ) -> None:
         super().__init__()
-        self.maps = checks.choice("maps", maps, FAMILIES)
+        self.maps = checks.choice("maps", maps, tuple(FAMILIES))
         self.spacing = checks.spacing_of_any_axes(spacing)
         self.ignore_index = checks.ignore_index(ignore_index)
         self.include_background = checks.flag("include_background", include_background)
@@ -122,16 +114,11 @@ class RegionWiseLoss(nn.Module):
             "validate": self.validate,
             "backend": self.backend,
         }
-        if self.maps in ("rectified", "boundary"):
+        if self.maps in MEASURED:
             steps = self.spacing if spacing is None else spacing
             common |= {"spacing": steps, "black_border": self.black_border}
-        families: dict[str, Callable[..., RectifiedMap | Tensor]] = {
-            "rectified": rectified_map,
-            "boundary": boundary_map,
-            "active_contour": active_contour_map,
-            "constant": constant_map,
-        }
-        return families[self.maps](labels, num_classes, **common, **self.map_options)
+        built: RectifiedMap | Tensor = FAMILIES[self.maps](labels, num_classes, **common, **self.map_options)
+        return built
 
     def forward(
         self,

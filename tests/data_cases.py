@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import threading
+import time
 from collections import namedtuple
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +15,7 @@ from torch.utils.data import Dataset
 
 import rwkernels as rw
 from rwkernels.backends import native
+from rwkernels.data import MapLoader
 
 CLASSES = 3
 Sample = namedtuple("Sample", ["image", "label"])
@@ -91,3 +94,24 @@ def assert_is_map_of(maps: Any, labels: Tensor, **options: Any) -> None:
     torch.testing.assert_close(maps.foreground, expected.foreground, rtol=1e-6, atol=1e-6)
     assert maps.num_classes == CLASSES
     assert maps.ignore_index == expected.ignore_index
+
+
+DATA = Images(size=8)
+IMAGE, LABELS = torch.zeros(4, 1, 13, 22), DATA.labels(0, 4)
+
+
+def map_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith("rwkernels-maps")]
+
+
+def wait_for_no_thread() -> None:
+    deadline = time.monotonic() + 10
+    while map_threads() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not map_threads()
+
+
+def only(batches: list, **options):
+    """The one batch that comes out for the one that goes in."""
+    (found,) = MapLoader(batches, CLASSES, **options)
+    return found

@@ -283,7 +283,8 @@ def _contenders(axes: Any, case: str, rows: Sequence[Row], page: Page) -> None:
     axes.grid(visible=False, axis="y")
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
-    axes.set_title(pretty(case), loc="left", fontsize=11.5)
+    title = pretty(case)
+    axes.set_title(title if len(title) < 36 else title.replace(": ", ":\n"), loc="left", fontsize=11.5)
 
 
 # --- scaling ---------------------------------------------------------------------------------------------------

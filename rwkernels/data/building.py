@@ -16,16 +16,10 @@ from rwkernels.backends import native
 from rwkernels.compact import RectifiedMap
 from rwkernels.data import ahead, batches
 from rwkernels.data.batches import Key
-from rwkernels.maps import active_contour_map, boundary_map, constant_map, rectified_map
+from rwkernels.maps import FAMILIES, MEASURED
 from rwkernels.modules import whole_labels
 
 Map = RectifiedMap | Tensor
-_FAMILIES: dict[str, Callable[..., Any]] = {
-    "rectified": rectified_map,
-    "boundary": boundary_map,
-    "active_contour": active_contour_map,
-    "constant": constant_map,
-}
 
 
 class MapBuilder:
@@ -73,7 +67,7 @@ class MapBuilder:
             "backend": checks.backend(backend),
         }
         self._function = self._chosen(maps, common, dict(map_options or {}))
-        self._takes_spacing = not isinstance(maps, str) or maps in ("rectified", "boundary")
+        self._takes_spacing = not isinstance(maps, str) or maps in MEASURED
 
     def _chosen(
         self, maps: str | Callable[..., Map], common: dict[str, Any], extra: dict[str, Any]
@@ -86,7 +80,7 @@ class MapBuilder:
                 if common[name] not in (None, False):
                     raise ValueError(f"{name}: expected no such option beside a function as maps, got {common[name]!r}")
             return partial(maps, **extra) if extra else maps
-        function = _FAMILIES[checks.choice("maps", maps, tuple(_FAMILIES))]
+        function = FAMILIES[checks.choice("maps", maps, tuple(FAMILIES))]
         takes = inspect.signature(function).parameters
         for name in extra:
             if name not in takes or name in (*common, "labels", "num_classes", "class_max", "out"):

@@ -15,8 +15,8 @@ from torch import Tensor
 from rwkernels import checks
 from rwkernels.compact import RectifiedMap
 from rwkernels.data.building import MapBuilder
-from rwkernels.maps import labels_like
-from rwkernels.modules import FAMILIES, RegionWiseLoss, whole_labels
+from rwkernels.maps import FAMILIES, labels_like
+from rwkernels.modules import RegionWiseLoss, whole_labels
 
 OUTPUTS = ("foreground", "dense")
 Spacing = tuple[float, ...] | None
@@ -38,7 +38,7 @@ class ArrayMap:
 
     def __init__(self, num_classes: int, maps: str = "rectified", output: str | None = None, **options: Any) -> None:
         self.num_classes = checks.integer("num_classes", num_classes, lowest=1)
-        self.maps = checks.choice("maps", maps, FAMILIES)
+        self.maps = checks.choice("maps", maps, tuple(FAMILIES))
         smallest = "dense" if maps == "boundary" else "foreground"
         self.output = checks.choice("output", smallest if output is None else output, OUTPUTS)
         if self.output != smallest and maps == "boundary":
