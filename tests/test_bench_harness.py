@@ -129,6 +129,16 @@ def test_the_error_of_an_exponent_is_that_of_linear_regression():
     assert results.fit(points) == (pytest.approx(expected.slope), pytest.approx(expected.stderr))
 
 
+@pytest.mark.parametrize(
+    ("exponent", "error", "limit", "met"),
+    [(1.09, 0.0, 1.1, True), (1.11, 0.0, 1.1, False), (1.29, 0.1, 1.1, True), (1.31, 0.1, 1.1, False),
+     (1.2, None, 1.1, False), (9.0, 0.1, None, None)],
+)  # fmt: skip
+def test_an_exponent_may_pass_its_limit_by_twice_its_standard_error(exponent, error, limit, met):
+    curve = results.Curve("map", "pixels", "rwkernels", 1, "cpu", exponent, error, 5, 1, 9, limit)
+    assert curve.met is met
+
+
 # --- a GPU's clock, with a stand-in for the stream -------------------------------------------------------------
 
 
