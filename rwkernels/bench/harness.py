@@ -84,7 +84,7 @@ class Effort:
 
 
 EFFORTS = {
-    "full": Effort(1.5, 5, turn=0.02),
+    "full": Effort(1.0, 5, turn=0.015, slow=0.5, once=2.0),
     "quick": Effort(0.2, 3, turn=0.008, slow=0.15, once=0.8),
     "tiny": Effort(0.0, 2, once=0.5),
 }

@@ -126,8 +126,8 @@ def _rectified_cases(scale: str, device: str) -> Iterable[Case]:
         own = _ours(device, *([maps.REFERENCE] if task.name == "T1" and scale != "quick" else []))
         ours = [maps.COMPACT, maps.COMPACT_REUSED, maps.DENSE, maps.DENSE_REUSED, *own]
         others = [peers.SCIPY, maps.EDT_FINISH, peers.MONAI, peers.OPENCV, peers.SIMPLEITK, peers.DIPLIB]
-        if large or many:
-            others.remove(peers.MONAI)  # a wrapper of SciPy, which takes minutes there
+        if large or many:  # minutes each: a wrapper of SciPy, and two that T2 shows well behind `edt`
+            others = [peers.SCIPY, maps.EDT_FINISH, peers.OPENCV]
         if many and scale == "quick":
             others = [peers.SCIPY, maps.EDT_FINISH]
         if device == "cuda":
@@ -141,7 +141,7 @@ def _rectified_cases(scale: str, device: str) -> Iterable[Case]:
         yield Case(
             "rectified map", task, names, peers.SCIPY, 5 * task.pixels,
             bound(maps.rectified_makers, task, device), tuple(goals),
-            4 + 3e-6 * task.pixels + 4e-7 * task.pixels * task.num_classes,
+            4 + 3e-6 * task.pixels + 4e-7 * task.pixels * task.num_classes, memory="ours" if large or many else "all",
         )  # fmt: skip
 
 
@@ -197,7 +197,7 @@ def _loss_cases(scale: str, device: str) -> Iterable[Case]:
                     continue
                 compared = (Goal(losses.COMPACT, losses.CROSS_ENTROPY, None), Goal(losses.DENSE, losses.COMPILED, None))
                 # Compiling takes 2 seconds and more for every case and number of threads.
-                compiled = scale == "full" and layout == CONTIGUOUS
+                compiled = scale == "full" and layout == CONTIGUOUS and dtype != "float16"
                 yield replace(_loss_case(task, device, dtype, layout, compared, 4, compiled), memory="ours")
 
 
@@ -284,10 +284,8 @@ def _scaling_cases(scale: str, device: str) -> Iterable[Case]:
         for task in size_tasks(scale, axes):
             point = Point(f"map, pixels, {axes}D", "pixels", task.pixels, task.pixels >= least, LINEAR)
             yield _map_point(task, point, device, scale)
-            # The gradient of 256^3 pixels and 4 classes is 268 MB: no more is learnt from it than from 128^3.
-            if task.pixels <= 5_000_000:
-                point = replace(point, curve=f"loss, pixels, {axes}D", limit=None)  # it leaves the caches on the way
-                yield _loss_point(task, point, device)
+            point = replace(point, curve=f"loss, pixels, {axes}D", limit=None)  # it leaves the caches on the way
+            yield _loss_point(task, point, device)
     for task in class_tasks(scale):
         yield _map_point(task, Point("map, classes", "classes", task.num_classes), device, scale)
         if scale != "quick":
