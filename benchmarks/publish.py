@@ -17,7 +17,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rwkernels.bench import charts, command, html, losses, maps, results, session, summary, table
+from rwkernels.bench import charts, command, drawing, html, losses, maps, results, session, summary, table
 from rwkernels.bench.files import write
 from rwkernels.bench.results import Run, threads_text
 from rwkernels.bench.summary import HEADLINES, Found, number
@@ -246,7 +246,7 @@ def pictures(run: Run) -> dict[str, str]:
     for name, (title, make) in DRAWN.items():
         draw = make(run)
         if draw is not None:
-            found[f"{name}.svg"] = charts.standalone(charts.svg(f"docs-{name}", title, draw, charts.WIDE))
+            found[f"{name}.svg"] = drawing.standalone(drawing.svg(f"docs-{name}", title, draw, drawing.WIDE))
     return found
 
 

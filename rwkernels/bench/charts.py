@@ -1,125 +1,18 @@
-"""The charts, drawn by Matplotlib as SVG whose colours are CSS variables: one drawing serves light and dark.
-
-Every chart is drawn twice, wide and for a phone; the page shows the one that fits.
-"""
+"""The charts of a run, drawn by Matplotlib."""
 
 from __future__ import annotations
 
-import io
 import math
 import re
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from rwkernels.bench import losses, maps, peers
+from rwkernels.bench.drawing import FOURTH, OTHER, OURS, PAPER, PEER, QUIET, TEXT, THIRD, Page, subplots
 from rwkernels.bench.harness import COPIES
 from rwkernels.bench.results import Row, Run, threads_text
 from rwkernels.bench.summary import HEADLINES, best_threads, found, number, seconds_text
-
-# Placeholders that the drawing is made in, and the CSS variables they become.
-TEXT, QUIET, GRID, OURS, PEER, THIRD, FOURTH, OTHER, PAPER = (
-    "#010203", "#010204", "#010205", "#010206", "#010207", "#010208", "#010209", "#01020a", "#01020b",
-)  # fmt: skip
-VARIABLES = {
-    TEXT: "--text", QUIET: "--quiet", GRID: "--grid", OURS: "--ours", PEER: "--peer", THIRD: "--third",
-    FOURTH: "--fourth", OTHER: "--other", PAPER: "--paper",
-}  # fmt: skip
-# Okabe & Ito's palette (2008), told apart with any colour vision; light and dark.
-COLOURS = {
-    "--text": ("#1b242d", "#e8edf2"),
-    "--quiet": ("#57636f", "#9fb0bf"),
-    "--grid": ("#dde3e9", "#2f3b47"),
-    "--ours": ("#0072b2", "#56b4e9"),
-    "--peer": ("#d55e00", "#f0883e"),
-    "--third": ("#009e73", "#2fc79a"),
-    "--fourth": ("#a8568a", "#e08fc0"),
-    "--other": ("#8794a0", "#7a8896"),
-    "--paper": ("#ffffff", "#12181e"),
-}
-
-
-@dataclass(frozen=True)
-class Page:
-    """How wide a chart may be, in inches at 72 units an inch, and which of the two it is."""
-
-    name: str
-    width: float
-
-    @property
-    def narrow(self) -> bool:
-        """For a phone."""
-        return self.name == "narrow"
-
-
-WIDE, NARROW = Page("wide", 12.6), Page("narrow", 4.9)
-
-
-def _figure(page: Page, height: float, rows: int = 1, columns: int = 1) -> tuple[Any, Any]:
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
-    engine = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1, hspace=0.06, wspace=0.05)
-    figure = Figure(figsize=(page.width, height), layout=engine)
-    return figure, figure.subplots(rows, columns, squeeze=False)
-
-
-_STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "font.size": 11.5,
-    "text.color": TEXT,
-    "axes.labelcolor": QUIET,
-    "axes.edgecolor": GRID,
-    "axes.titlecolor": TEXT,
-    "axes.titlesize": 12.5,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "xtick.color": QUIET,
-    "ytick.color": QUIET,
-    "xtick.minor.size": 0,
-    "ytick.minor.size": 0,
-    "axes.grid": True,
-    "grid.color": GRID,
-    "grid.linewidth": 0.8,
-    "axes.axisbelow": True,
-    "figure.facecolor": "none",
-    "axes.facecolor": "none",
-    "savefig.facecolor": "none",
-    "legend.frameon": False,
-}
-
-
-def svg(name: str, title: str, draw: Callable[[Page], Any], page: Page) -> str:
-    """The SVG element of a chart, without a prologue."""
-    from matplotlib import rc_context
-
-    with rc_context({**_STYLE, "svg.hashsalt": f"{name}-{page.name}"}):
-        text = io.StringIO()
-        draw(page).savefig(text, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    drawn = text.getvalue()
-    drawn = drawn[drawn.index("<svg") :]
-    drawn = re.sub(r"<metadata>.*?</metadata>", "", drawn, flags=re.DOTALL)
-    for placeholder, variable in VARIABLES.items():
-        drawn = drawn.replace(placeholder, f"var({variable})")
-    drawn = re.sub(r"font: (bold |)([\d.]+)px [^;\"]*", r"font: \g<1>\2px var(--font)", drawn)
-    drawn = re.sub(r"(\d+\.\d{2})\d+", r"\1", drawn)
-    drawn = re.sub(r'<svg [^>]*viewBox="([^"]*)"[^>]*>', rf'<svg xmlns="http://www.w3.org/2000/svg" '
-                   rf'xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="\1" role="img" class="chart">'
-                   rf"<title>{title}</title>", drawn, count=1)  # fmt: skip
-    return re.sub(r"\n\s*", "\n", drawn)
-
-
-def standalone(drawn: str) -> str:
-    """A file of its own that follows the reader's colour scheme."""
-    light = ";".join(f"{name}:{colours[0]}" for name, colours in COLOURS.items())
-    dark = ";".join(f"{name}:{colours[1]}" for name, colours in COLOURS.items())
-    style = (
-        f"<style>svg{{--font:system-ui,sans-serif;{light}}}@media(prefers-color-scheme:dark){{svg{{{dark}}}}}</style>"
-    )
-    return re.sub(r"(<svg [^>]*>)", rf"\1{style}", drawn, count=1) + "\n"
 
 
 def _logarithmic_ratios(axes: Any, low: float, high: float) -> None:
@@ -159,7 +52,7 @@ def ratio_bars(run: Run, device: str = "cpu") -> Callable[[Page], Any] | None:
 
         lines = sum(len(listed) + 1.25 for _, listed in groups)
         step = 0.335 if not page.narrow else 0.46
-        figure, ((axes,),) = _figure(page, step * lines + 0.5)
+        figure, ((axes,),) = subplots(page, step * lines + 0.5)
         beside = blended_transform_factory(axes.transAxes, axes.transData)
         at = 0.0
         for headline, listed in groups:
@@ -239,7 +132,7 @@ def time_bars(run: Run, device: str = "cpu") -> Callable[[Page], Any] | None:
         columns = 1 if page.narrow else 2
         lines = math.ceil(len(faces) / columns)
         longest = [max(len(rows) for _, rows in faces[i * columns : (i + 1) * columns]) for i in range(lines)]
-        figure, panels = _figure(page, sum((0.46 if page.narrow else 0.3) * n + 0.95 for n in longest), lines, columns)
+        figure, panels = subplots(page, sum((0.46 if page.narrow else 0.3) * n + 0.95 for n in longest), lines, columns)
         for axes in panels.flat[len(faces) :]:
             axes.set_visible(False)
         for axes, (case, rows) in zip(panels.flat, faces, strict=False):
@@ -320,7 +213,7 @@ def curves(run: Run, device: str = "cpu") -> Callable[[Page], Any] | None:
     def draw(page: Page) -> Any:
         columns = 1 if page.narrow else 3 if len(panels_shown) > 4 else 2
         lines = math.ceil(len(panels_shown) / columns)
-        figure, panels = _figure(page, 3.35 * lines, lines, columns)
+        figure, panels = subplots(page, 3.35 * lines, lines, columns)
         for axes in panels.flat[len(panels_shown) :]:
             axes.set_visible(False)
         for axes, panel in zip(panels.flat, panels_shown, strict=False):
@@ -386,7 +279,7 @@ def roofline(run: Run, device: str = "cpu") -> Callable[[Page], Any] | None:
     def draw(page: Page) -> Any:
         from matplotlib.ticker import FuncFormatter, NullLocator
 
-        figure, ((axes,),) = _figure(page, 5.6 if not page.narrow else 5.4)
+        figure, ((axes,),) = subplots(page, 5.6 if not page.narrow else 5.4)
         axes.plot(
             *zip(*copies, strict=True), color=TEXT, linewidth=1.6, label="a copy of as many bytes, measured in turns"
         )

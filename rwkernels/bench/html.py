@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from string import Template
 from typing import Any
 
-from rwkernels.bench import charts
+from rwkernels.bench import charts, drawing
 from rwkernels.bench.compare import Change
 from rwkernels.bench.harness import EFFORTS
 from rwkernels.bench.registry import LINEAR
@@ -31,7 +31,7 @@ from rwkernels.bench.summary import (
 )
 from rwkernels.bench.table import COLUMNS, SIGNS, cells, ratio_text
 
-Draw = Callable[[charts.Page], Any]
+Draw = Callable[[drawing.Page], Any]
 
 
 def escape(text: object) -> str:
@@ -43,7 +43,8 @@ def _chart(name: str, title: str, note: str, draw: Draw | None) -> str:
     if draw is None:
         return ""
     drawn = [
-        f'<div class="{page.name}">{charts.svg(name, title, draw, page)}</div>' for page in (charts.WIDE, charts.NARROW)
+        f'<div class="{page.name}">{drawing.svg(name, title, draw, page)}</div>'
+        for page in (drawing.WIDE, drawing.NARROW)
     ]
     return f'<section id="{name}"><h2>{escape(title)}</h2><p class="note">{note}</p>{"".join(drawn)}</section>'
 
@@ -296,7 +297,7 @@ def page(run: Run, changes: Sequence[Change] = ()) -> str:
     """The whole file."""
     template = Template(importlib.resources.files("rwkernels.bench").joinpath("page.html").read_text(encoding="utf-8"))
     devices = [device for device in ("cuda", "cpu") if any(row.device == device for row in run.rows)]
-    light, dark = (";".join(f"{name}:{c[i]}" for name, c in charts.COLOURS.items()) for i in (0, 1))
+    light, dark = (";".join(f"{name}:{c[i]}" for name, c in drawing.COLOURS.items()) for i in (0, 1))
     return template.substitute(
         light=light,
         dark=dark,
