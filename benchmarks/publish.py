@@ -2,6 +2,7 @@
 
     python -m benchmarks.publish              # from benchmarks/results/rwkernels-bench.json.gz
     python -m benchmarks.publish --measure    # measure everything first, on a quiet machine
+    python -m benchmarks.publish --again "^distance"    # measure these cases anew, keep the others
 
 A run that is not a full one is refused, unless `--quick-anyway` says that it is wanted. Only what lies between the
 markers of a document is written.
@@ -14,6 +15,7 @@ import gzip
 import math
 import re
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -104,8 +106,9 @@ def readme_part(run: Run) -> str:
 
 
 def took(run: Run) -> str:
-    """How long it took to measure."""
-    return f"This {run.scale} run took {sum(run.took.values()) / 60:.1f} minutes."
+    """How long it took to measure, and what was measured twice."""
+    again = f" {len(run.renewed)} of its {len(run.took)} cases were measured again later." if run.renewed else ""
+    return f"This {run.scale} run took {sum(run.took.values()) / 60:.1f} minutes.{again}"
 
 
 def _least(run: Run) -> list[str]:
@@ -262,6 +265,16 @@ def publish(run: Run) -> list[Path]:
     return list(written)
 
 
+def _measured(*more: str, folder: Path = RESULTS) -> int:
+    from rwkernels import cli
+
+    return cli.main(["bench", "--save", str(folder), *more])
+
+
+def _keep(text: str) -> None:
+    write(KEPT, gzip.compress(text.encode(), mtime=0))
+
+
 def _refused(what: str) -> int:
     print(f"publish: expected a full run, got one that is {what}; --quick-anyway publishes it", file=sys.stderr)
     return 2
@@ -270,19 +283,23 @@ def _refused(what: str) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.publish", description=__doc__.split("\n\n")[0])
     parser.add_argument("--measure", action="store_true", help="measure everything first")
+    parser.add_argument("--again", metavar="EXPR", help="measure the cases that match EXPR anew, and keep the others")
     parser.add_argument("--quick", action="store_true", help="with --measure: a quick run, to try this out")
     parser.add_argument("--quick-anyway", action="store_true", help="publish a run that is not a full one")
     options = parser.parse_args(arguments)
     if options.quick and not options.quick_anyway:
         return _refused("quick")
     if options.measure:
-        from rwkernels import cli
-
-        given = ["bench", "--save", str(RESULTS), *(["--quick"] if options.quick else [])]
-        status = cli.main(given)
+        status = _measured(*(["--quick"] if options.quick else []))
         if status:
             return status
-        write(KEPT, gzip.compress((RESULTS / f"{command.NAME}.json").read_bytes(), mtime=0))
+        _keep((RESULTS / f"{command.NAME}.json").read_text())
+    if options.again is not None:
+        with tempfile.TemporaryDirectory() as folder:
+            status = _measured("--only", options.again, folder=Path(folder))
+            if status:
+                return status
+            _keep(results.dumped(results.with_renewed(results.load(KEPT), results.load(Path(folder)))))
     run = results.load(KEPT)
     if (run.scale != "full" or run.interrupted) and not options.quick_anyway:
         return _refused("interrupted" if run.interrupted else run.scale)

@@ -16,9 +16,6 @@ from rwkernels import cli
 from rwkernels.bench import (
     charts,
     compare,
-    files,
-    guard,
-    guard_rows,
     harness,
     html,
     losses,
@@ -318,72 +315,6 @@ def test_the_same_cases_run_under_pytest_and_keep_the_same_file(tmp_path):
     assert entry["fullname"].startswith("rwkernels.bench::distance: T5")
 
 
-# --- regression guard ------------------------------------------------------------------------------------------
-
-needs_core = pytest.mark.skipif(guard.core_path() is None, reason="the compiled core is missing")
-BEFORE = guard.Counts("instructions", "GCC, AVX2", {"a": 1000.0, "b": 1000.0})
-
-
-def test_the_guard_names_the_rows_that_grew():
-    assert guard.grown(BEFORE, replace(BEFORE, rows={"a": 1019.0, "b": 1021.0})) == ["b"]
-
-
-@needs_core
-@pytest.mark.parametrize("name", list(guard_rows.ROWS))
-def test_the_rows_of_the_guard_run_over_the_core_alone(name):
-    prepared = guard_rows.prepare(str(guard.core_path()), name)
-    assert prepared.run() in (None, -1)
-    assert prepared.moved > 0
-
-
-@pytest.mark.parametrize(("grows", "code"), [(1.0, 0), (1.05, 1)])
-def test_the_guard_stores_and_checks(grows, code, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(guard, "core_path", lambda: tmp_path)
-    monkeypatch.setattr(guard.shutil, "which", lambda _: "valgrind")
-    monkeypatch.setattr(guard, "instructions", lambda _: BEFORE)
-    path = str(tmp_path / "guard.json")
-    assert cli.main(["bench", "guard", "--save", "--baseline", path]) == 0
-    monkeypatch.setattr(guard, "instructions", lambda _: replace(BEFORE, rows={"a": 1000.0 * grows, "b": 990.0}))
-    assert cli.main(["bench", "guard", "--check", "--baseline", path]) == code
-    assert ("GREW: a" in capsys.readouterr().err) == (code == 1)
-
-
-def test_counts_of_another_compiler_are_not_compared(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(guard, "core_path", lambda: tmp_path)
-    monkeypatch.setattr(guard.shutil, "which", lambda _: "valgrind")
-    monkeypatch.setattr(guard, "instructions", lambda _: BEFORE)
-    path = str(tmp_path / "guard.json")
-    cli.main(["bench", "guard", "--save", "--baseline", path])
-    monkeypatch.setattr(guard, "instructions", lambda _: replace(BEFORE, core="clang, AVX2"))
-    assert cli.main(["bench", "guard", "--check", "--baseline", path]) == 2
-    assert "not comparable" in capsys.readouterr().err
-    assert cli.main(["bench", "guard", "--check", "--baseline", str(tmp_path / "none.json")]) == 2
-
-
-def test_a_baseline_that_cannot_be_written_ends_with_a_message(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(guard, "core_path", lambda: tmp_path)
-    monkeypatch.setattr(guard.shutil, "which", lambda _: "valgrind")
-    monkeypatch.setattr(guard, "instructions", lambda _: BEFORE)
-    (tmp_path / "file").write_text("")
-    path = tmp_path / "file" / "guard.json"  # a file is no folder, for root neither
-    assert cli.main(["bench", "guard", "--save", "--baseline", str(path)]) == 2
-    assert "cannot be written" in capsys.readouterr().err
-
-
-def test_a_file_that_cannot_be_replaced_is_left_as_it_was(tmp_path, monkeypatch):
-    path = tmp_path / "kept.json"
-    files.write(path, "before")
-
-    def broken(*_):
-        raise OSError("no room")
-
-    monkeypatch.setattr(Path, "replace", broken)
-    with pytest.raises(OSError, match="no room"):
-        files.write(path, b"after")
-    assert path.read_text() == "before"
-    assert list(tmp_path.iterdir()) == [path]
-
-
 # --- documents -------------------------------------------------------------------------------------------------
 
 
@@ -412,3 +343,22 @@ def test_only_a_full_run_is_published_unless_asked(saved, tmp_path, monkeypatch,
     monkeypatch.setattr(publish, "publish", lambda _: [])
     kept.write_bytes((saved / f"{NAME}.json").read_bytes())
     assert publish.main(["--quick-anyway"]) == 0
+
+
+def test_cases_that_are_measured_again_take_the_place_of_their_old_rows_alone(saved, tmp_path, monkeypatch):
+    publish = pytest.importorskip("benchmarks.publish", reason="benchmarks/ is not beside the tests")
+    before = run_of(saved)
+    case = next(case for case in before.took if case.startswith("scaling"))
+    again = replace(before, rows=[replace(row, seconds=(7.0,)) for row in before.rows if row.case == case])
+    again.took = {case: 1.0}
+    renewed = results.with_renewed(before, again)
+    assert [row.case for row in renewed.rows] == [row.case for row in before.rows]
+    assert all((row.seconds == (7.0,)) == (row.case == case) for row in renewed.rows)
+    assert renewed.curves != before.curves
+    assert renewed.renewed == (case,)
+    assert results.from_json(json.loads(results.dumped(renewed))).renewed == (case,)
+    assert f"1 of its {len(before.took)} cases were measured again later" in publish.took(renewed)
+    with pytest.raises(ValueError, match="again: expected a whole run"):
+        results.with_renewed(before, replace(again, scale="quick"))
+    with pytest.raises(ValueError, match="again: expected cases of the earlier run, got 'other'"):
+        results.with_renewed(before, replace(again, took={"other": 1.0}))

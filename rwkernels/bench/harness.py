@@ -1,7 +1,7 @@
 """Timing: contenders of a case take turns, so that whatever else the machine does hits them all.
 
-A turn is one run, or the median of as many as fit into 20 ms. A ratio is the median of the ratios within each turn,
-its spread their interquartile range. Whoever answers wrongly is named and not timed.
+A turn is one run, or the median of as many as fit into some milliseconds. A ratio is the median of the ratios within
+each turn, its spread their interquartile range. Whoever answers wrongly is named and not timed.
 """
 
 from __future__ import annotations

@@ -232,8 +232,8 @@ def _machine(run: Run) -> str:
 
 METHOD = (
     "Contenders of a case take turns (A B C, A B C, …) in one process, so whatever else the machine does hits them "
-    "all. A turn is one run, or the median of as many as fit into 20 ms. A ratio is the median of the ratios turn by "
-    "turn, its spread their quartiles. Slow contenders take three turns (from {slow} s) or one (from {once} s): "
+    "all. A turn is one run, or the median of as many as fit into {turn:g} ms. A ratio is the median of the ratios "
+    "turn by turn, its spread their quartiles. Slow ones take three turns (from {slow} s) or one (from {once} s): "
     "“once”. SciPy's run that gives the truth is not repeated if it takes {once} s: “once, for the truth”. On a CPU "
     "everyone else runs twice before the turns, once checked and once to warm up.",
     "Every answer is checked before it is timed: distances and maps against SciPy or a closed form, or against an "
@@ -256,7 +256,10 @@ METHOD = (
 def method() -> list[str]:
     """How it is measured, paragraph by paragraph."""
     full = EFFORTS["full"]
-    return [text.format(slow=f"{full.slow:g}", once=f"{full.once:g}", linear=LINEAR) for text in METHOD]
+    return [
+        text.format(turn=1e3 * full.turn, slow=f"{full.slow:g}", once=f"{full.once:g}", linear=LINEAR)
+        for text in METHOD
+    ]
 
 
 def _device_charts(run: Run, device: str) -> str:

@@ -148,6 +148,7 @@ class Run:
     interrupted: bool = False
     when: str = ""
     commit: dict[str, Any] = field(default_factory=dict)
+    renewed: tuple[str, ...] = ()  # cases that were measured again later
 
     def of_family(self, family: str) -> list[Row]:
         """The rows of a family, in the order in which they were measured."""
@@ -219,6 +220,7 @@ def to_json(run: Run) -> dict[str, Any]:
             "seconds_per_case": _rounded(run.took),
             "estimated_seconds": _rounded(run.estimated),
             "curves": [_rounded(asdict(curve)) for curve in run.curves],
+            "renewed": list(run.renewed),
         },
     }
 
@@ -254,6 +256,7 @@ def from_json(kept: dict[str, Any]) -> Run:
         interrupted=own["interrupted"],
         when=kept["datetime"],
         commit=kept["commit_info"],
+        renewed=tuple(own.get("renewed", ())),
     )
 
 
@@ -325,3 +328,16 @@ def with_curves(rows: Sequence[Row]) -> tuple[list[Row], list[Curve]]:
         exponents[key] = slope
     filled = [replace(row, exponent=exponents.get(_key(row))) if row.curve else row for row in rows]
     return filled, curves
+
+
+def with_renewed(run: Run, again: Run) -> Run:
+    """`run` with the cases of `again`, a later one of the same scale, in place of its own."""
+    if again.scale != run.scale or again.interrupted:
+        raise ValueError(f"again: expected a whole run of scale {run.scale!r}, got {again.scale!r} or a part")
+    unknown = sorted(set(again.took) - set(run.took))
+    if unknown:
+        raise ValueError(f"again: expected cases of the earlier run, got {unknown[0]!r}")
+    rows = [row for case in run.took for row in (again if case in again.took else run).rows if row.case == case]
+    rows, curves = with_curves(rows)
+    renewed = tuple(case for case in run.took if case in {*run.renewed, *again.took})
+    return replace(run, rows=rows, curves=curves, renewed=renewed)
