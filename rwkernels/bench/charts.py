@@ -15,11 +15,12 @@ from rwkernels.bench.results import Row, Run, threads_text
 from rwkernels.bench.summary import HEADLINES, best_threads, found, number, seconds_text
 
 
-def _logarithmic_ratios(axes: Any, low: float, high: float) -> None:
+def _logarithmic_ratios(axes: Any, low: float, high: float, page: Page) -> None:
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
     axes.set_xscale("log")
-    ticks = [t for t in (0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000, 3000, 10000) if low <= t <= high]
+    steps = (0.1, 1, 10, 100, 1000, 10000) if page.narrow else (0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000, 3000, 10000)
+    ticks = [step for step in steps if low <= step <= high]
     axes.xaxis.set_major_locator(FixedLocator(ticks))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}×"))
@@ -71,7 +72,7 @@ def ratio_bars(run: Run, device: str = "cpu") -> Callable[[Page], Any] | None:
         axes.set_ylim(at - 0.3, -0.8)
         axes.set_yticks([])
         left = low if page.narrow else low / (top / low) ** 0.42
-        _logarithmic_ratios(axes, left, top)
+        _logarithmic_ratios(axes, left, top, page)
         axes.set_xticks([t for t in axes.get_xticks() if t >= low])
         axes.axvline(1, color=QUIET, linewidth=1)
         return figure
