@@ -1,0 +1,19 @@
+"""What region-wise losses do to gradients: signs, the principle of rectified maps, and the simplex (Fig. 2 to 5)."""
+
+from rwkernels.diagnostics.distribution import empirical_cdf
+from rwkernels.diagnostics.simplex import (
+    cross_entropy_gradient,
+    gradient_curvature,
+    negative_shares,
+    simplex_gradient,
+    simplex_grid,
+)
+
+__all__ = [
+    "cross_entropy_gradient",
+    "empirical_cdf",
+    "gradient_curvature",
+    "negative_shares",
+    "simplex_gradient",
+    "simplex_grid",
+]

@@ -1,0 +1,131 @@
+"""What all figures share: colours, sizes, fonts, and how they are made without pyplot and saved."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe & Ito's palette (2008), told apart with any colour vision; line styles and markers say the same once more.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+DASHES: tuple[Any, ...] = ("solid", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)), (0, (3, 1, 1, 1, 1, 1)))
+# From orange over white to blue, without red or green: negative values are blue.
+DIVERGING = "PuOr_r"
+TEXT, QUIET, FRAME, GRID = "#1A1F24", "#4A5560", "#8B96A1", "#DDE2E7"
+SIZE = 8.0
+"""Points of all text but what is smaller on purpose: what journals ask for."""
+
+NAMES = {"rectified": "RRW", "boundary": "RW-Boundary", "active_contour": "RW-AC", "constant": "Constant"}
+"""The paper's names of the map families."""
+
+FORMATS = ("svg", "pdf", "eps", "png")
+
+
+def _needs_matplotlib() -> None:
+    try:
+        import matplotlib  # noqa: F401
+    except ModuleNotFoundError as error:
+        if error.name != "matplotlib":
+            raise
+        raise ImportError(
+            'rwkernels.plots needs matplotlib, which is not installed: pip install "rwkernels[plot]"'
+        ) from error
+
+
+def panels(
+    axes: Axes | Iterable[Any] | None, rows: int, columns: int, size: tuple[float, float], **options: Any
+) -> tuple[Figure, list[list[Axes]]]:
+    """`rows` times `columns` axes: new ones in a figure of `size` inches, or those that were given."""
+    _needs_matplotlib()
+    if axes is None:
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=size, layout="constrained", facecolor="white")
+        made = figure.subplots(rows, columns, squeeze=False, **options)
+        return figure, [list(row) for row in made]
+    flat = _flattened(axes)
+    if len(flat) != rows * columns:
+        raise ValueError(f"axes: expected {rows * columns} ({rows} rows of {columns}), got {len(flat)}")
+    figure = flat[0].figure
+    return figure, [flat[row * columns : (row + 1) * columns] for row in range(rows)]
+
+
+def _flattened(axes: Any) -> list[Any]:
+    from matplotlib.axes import Axes
+
+    if isinstance(axes, Axes):
+        return [axes]
+    if not isinstance(axes, Iterable) or isinstance(axes, str):
+        raise TypeError(f"axes: expected matplotlib axes, or an array or a sequence of them, got {type(axes).__name__}")
+    return [one for part in axes for one in _flattened(part)]
+
+
+def style(k: int) -> dict[str, Any]:
+    """Colour and dashes of the k-th line."""
+    return {"color": COLOURS[k % len(COLOURS)], "linestyle": DASHES[k % len(DASHES)], "linewidth": 1.4}
+
+
+def dress(axes: Axes, xlabel: str, ylabel: str) -> None:
+    """Labels, and a frame that stays behind the data."""
+    axes.set_xlabel(xlabel, size=SIZE, color=TEXT)
+    axes.set_ylabel(ylabel, size=SIZE, color=TEXT)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set(color=FRAME, linewidth=0.6)
+    axes.tick_params(labelsize=SIZE - 1, labelcolor=TEXT, color=FRAME, width=0.6, length=2.5)
+    axes.grid(axis="y", color=GRID, linewidth=0.5)
+    axes.set_axisbelow(True)
+
+
+def key(axes: Axes, **options: Any) -> None:
+    """The legend."""
+    axes.legend(frameon=False, fontsize=SIZE - 0.5, labelcolor=TEXT, handlelength=2.6, borderaxespad=0.3, **options)
+
+
+def letters(axes: Sequence[Axes], titles: Sequence[str]) -> None:
+    """Titles with the letters that a caption refers to, where there is more than one."""
+    for k, (one, title) in enumerate(zip(axes, titles, strict=True)):
+        text = f"({chr(ord('a') + k)}) {title}" if len(axes) > 1 else title
+        one.set_title(text, size=SIZE, color=TEXT, pad=4)
+
+
+def save(figure: Figure, path: str | os.PathLike[str], *, dpi: float = 300) -> Path:
+    """Writes a figure; SVG, PDF and EPS are vectors, with text that stays text.
+
+    Args:
+        figure: What a function of `rwkernels.plots` returned, or any other figure.
+        path: The file; its ending is the format: `.svg`, `.pdf`, `.eps` or `.png`.
+        dpi: Dots per inch of what is a picture, that is of maps, and of a PNG as a whole.
+
+    Returns:
+        The path. The file is there as a whole or not at all.
+
+    Raises:
+        ValueError: The ending is none of these.
+        OSError: The folder does not exist, or cannot be written.
+    """
+    _needs_matplotlib()
+    import matplotlib
+
+    path = Path(path)
+    ending = path.suffix.lower().removeprefix(".")
+    if ending not in FORMATS:
+        raise ValueError(f"path: expected a name that ends in {', '.join('.' + one for one in FORMATS)}, got {path}")
+    buffer = io.BytesIO()
+    # Without a date the same figure gives the same file.
+    undated = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(ending)
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "rwkernels", "pdf.fonttype": 42}):
+        figure.savefig(buffer, format=ending, dpi=dpi, metadata=undated)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_bytes(buffer.getvalue())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    return path
