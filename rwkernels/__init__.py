@@ -6,8 +6,11 @@ Biomedical Image Segmentation" (Pattern Recognition 2022, doi 10.1016/j.patcog.2
 
 from rwkernels.backends import statuses as backends
 from rwkernels.compact import RectifiedMap
+from rwkernels.contour import ActiveContourLoss, contour_length
+from rwkernels.cross_entropy import weighted_cross_entropy
 from rwkernels.distance import class_distance_transform, distance_transform
 from rwkernels.functional import region_wise_loss
+from rwkernels.hausdorff import HausdorffLoss, hausdorff_loss
 from rwkernels.maps import (
     active_contour_map,
     boundary_map,
@@ -22,9 +25,11 @@ from rwkernels.supervision import DeepSupervisionLoss
 __version__ = "0.1.0"
 
 __all__ = [
+    "ActiveContourLoss",
     "BoundaryLoss",
     "CombinedLoss",
     "DeepSupervisionLoss",
+    "HausdorffLoss",
     "RectifiedMap",
     "RegionWiseLoss",
     "active_contour_map",
@@ -32,10 +37,13 @@ __all__ = [
     "boundary_map",
     "class_distance_transform",
     "constant_map",
+    "contour_length",
     "distance_transform",
+    "hausdorff_loss",
     "rectified_map",
     "rectify",
     "region_wise_loss",
     "scale_classes",
     "scale_pixels",
+    "weighted_cross_entropy",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -82,6 +82,46 @@ def _ignore_index(maps: Any, ignore_index: int | None) -> int | None:
     return maps.ignore_index if found is None else found
 
 
+class Parts(NamedTuple):
+    """What a map is to the operators of the loss: fields of `LossProblem`, checked against the logits."""
+
+    values: Tensor  # dense [B, K, *S], or the foreground [B, *S]
+    labels: Tensor | None
+    background: Tensor | None
+    class_scale: Tensor | None
+    image_count: Tensor | None
+    background_value: float
+    ignore_index: int | None
+
+
+def parts(logits: Tensor, maps: Any, labels: Any, ignore_index: int | None) -> Parts:
+    """The parts of a dense map, with its labels if they are given, or of a `RectifiedMap`."""
+    ignored = _ignore_index(maps, ignore_index)
+    background = scale = count = None
+    background_value = 0.0
+    if isinstance(maps, RectifiedMap):
+        if labels is not None:
+            raise ValueError("labels: expected None (a RectifiedMap carries its own), got " + checks.describe(labels))
+        values, labels, background, scale = _compact(logits, maps)
+        background_value = 0.0 if background is not None else float(maps.background)
+        if ignored is not None and ignored == maps.ignore_index and maps.image_count is not None:
+            count = maps.image_count.reshape(-1)
+            checks.shape("maps.image_count", count, (logits.shape[0],), "[B]")
+            checks.same_device("maps.image_count", count, "logits", logits)
+    else:
+        values = _dense(logits, maps)
+        if labels is not None:
+            labels = labels_like("labels", labels, logits.shape)
+            checks.same_device("labels", labels, "logits", logits)
+        elif ignored is not None:
+            raise ValueError(
+                "labels: expected the labels of the map, which ignore_index needs for a dense map, got None"
+            )
+    if any(part is not None and part.requires_grad for part in (values, background, scale)):
+        raise ValueError("maps: expected a map that requires no gradient, got one that does (use maps.detach())")
+    return Parts(values, labels, background, scale, count, background_value, ignored)
+
+
 def _warn_about_one_channel(num_classes: int) -> None:
     if num_classes == 1 and not torch.compiler.is_compiling():
         warnings.warn(
@@ -156,29 +196,7 @@ def region_wise_loss(
     logits = check_logits(logits)
     checks.choice("reduction", reduction, checks.REDUCTIONS)
     group = distributed.check_group(process_group, reduction)
-    ignored = _ignore_index(maps, ignore_index)
-    background = scale = count = None
-    background_value = 0.0
-    if isinstance(maps, RectifiedMap):
-        if labels is not None:
-            raise ValueError("labels: expected None (a RectifiedMap carries its own), got " + checks.describe(labels))
-        values, labels, background, scale = _compact(logits, maps)
-        background_value = 0.0 if background is not None else float(maps.background)
-        if ignored is not None and ignored == maps.ignore_index and maps.image_count is not None:
-            count = maps.image_count.reshape(-1)
-            checks.shape("maps.image_count", count, (logits.shape[0],), "[B]")
-            checks.same_device("maps.image_count", count, "logits", logits)
-    else:
-        values = _dense(logits, maps)
-        if labels is not None:
-            labels = labels_like("labels", labels, logits.shape)
-            checks.same_device("labels", labels, "logits", logits)
-        elif ignored is not None:
-            raise ValueError(
-                "labels: expected the labels of the map, which ignore_index needs for a dense map, got None"
-            )
-    if any(part is not None and part.requires_grad for part in (values, background, scale)):
-        raise ValueError("maps: expected a map that requires no gradient, got one that does (use maps.detach())")
+    values, labels, background, scale, count, background_value, ignored = parts(logits, maps, labels, ignore_index)
     if group is not None and not torch.compiler.is_compiling() and transforms_active():
         raise NotImplementedError("process_group: a transform of torch.func cannot sum over processes; expected None")
     if group is not None and ignored is not None and count is None and labels is not None:

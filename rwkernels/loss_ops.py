@@ -88,6 +88,33 @@ define(
 )
 
 
+def _negatives(*arguments: Any) -> Tensor:
+    *shared, probabilities, wrong = arguments
+    problem = Problem(*shared)
+    values, labels = problem.logits, problem.labels
+    out = values.new_empty([values.shape[0], *values.shape[2:]], dtype=torch.int32)
+    bad = choose(values.device, "fill_negatives", problem.backend).fill_negatives(
+        out,
+        problem,
+        probabilities=probabilities,
+        wrong=wrong,
+        validate=labels is not None and can_check(labels, problem.validate),
+    )
+    if labels is not None:
+        refuse_bad_label(labels, bad, values.shape[1], problem.ignore_index)
+    return out
+
+
+# How many entries of every pixel's gradient (Eq. 2) are negative; or, with `wrong`, have the other sign than descent
+# towards the label needs. The "logits" may be probabilities.
+define(
+    "negatives",
+    f"({_ARGUMENTS}, bool probabilities, bool wrong) -> Tensor",
+    _negatives,
+    lambda values, *_: values.new_empty([values.shape[0], *values.shape[2:]], dtype=torch.int32),
+)
+
+
 def _show_compiler(name: str, run: Callable[..., Any], first: int) -> None:
     """Lets the compiler see the kernels of operator `name` where the Triton backend runs it.
 
@@ -162,5 +189,17 @@ torch.library.register_vmap(
     "rwkernels::region_wise_gradient",
     lambda info, in_dims, *arguments: fold_region_wise_gradient(
         torch.ops.rwkernels.region_wise_gradient, info.batch_size, in_dims, *arguments
+    ),
+)
+torch.library.register_vmap(
+    "rwkernels::negatives",
+    lambda info, in_dims, *arguments: (
+        unfold(
+            torch.ops.rwkernels.negatives(
+                *_fold_problem(info.batch_size, in_dims[:-2], arguments[:-2]), *arguments[-2:]
+            ),
+            info.batch_size,
+        ),
+        0,
     ),
 )

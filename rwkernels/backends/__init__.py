@@ -149,6 +149,19 @@ class Backend(Protocol):
         if `divide` and the reduction is "mean". The second result is the flat index of a bad label, or -1.
         """
 
+    def fill_negatives(
+        self, out: Tensor, problem: LossProblem, *, probabilities: bool, wrong: bool, validate: bool
+    ) -> int:
+        """How many entries of every pixel's gradient are negative, int32 [B, *S]; with `wrong`, how many have a sign
+        that is not the label's: one below zero of a wrong class, or one above zero of the true class.
+
+        Entry k has the sign of `-sum_l y_l (z_l - z_k)`, which is summed as it stands, so that what is zero or of one
+        sign by its terms is found so. A probability below the smallest normal number of the precision of the loss
+        (of logits: relative to the largest one) is 0, and so is its entry. -1 where there is no gradient: a pixel that
+        is ignored or has a label that is no class, or where the sum is NaN. `problem.logits` holds probabilities if
+        `probabilities`. Returns the flat index of a bad label, or -1.
+        """
+
     def scale_gradient(
         self, problem: LossProblem, grad: Tensor, upstream: Tensor, *, divide: bool, in_place: bool
     ) -> Tensor:

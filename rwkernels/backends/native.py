@@ -322,3 +322,38 @@ def scale_gradient(problem: LossProblem, grad: Tensor, upstream: Tensor, *, divi
     if factor == 1.0:
         return grad if in_place else grad.clone()
     return grad.mul_(factor) if in_place else grad * factor
+
+
+def fill_negatives(out: Tensor, problem: LossProblem, *, probabilities: bool, wrong: bool, validate: bool) -> int:
+    """See `Backend`."""
+    values, maps = problem.logits, problem.maps
+    labels = None if problem.labels is None else problem.labels.contiguous()
+    if problem.compact:
+        maps = (maps if maps.dtype in (torch.float32, torch.float64) else maps.to(torch.float32)).contiguous()
+    background = None if problem.background is None else problem.background.to(maps.dtype).contiguous()
+    scale = reference.all_class_scales(problem)
+    if scale is not None:
+        scale = scale.to(torch.float64).reshape(-1, values.shape[1]).contiguous()
+    bad: int = core().negatives(
+        values=values.data_ptr(),
+        dtype=_FLOAT_CODES[values.dtype],
+        sizes=_five(values.shape),
+        strides=_five(values.stride()),
+        map=maps.data_ptr(),
+        map_dtype=_FLOAT_CODES[maps.dtype],
+        map_strides=(0,) * 5 if problem.compact else _five(maps.stride()),
+        compact=problem.compact,
+        labels=_address(labels),
+        label_code="u1" if labels is None else _code(labels),
+        ignore=problem.ignore_index if labels is not None else None,
+        background=_address(background),
+        background_value=problem.background_value,
+        class_scale=_address(scale),
+        scale_groups=1 if scale is None else len(scale),
+        probabilities=probabilities,
+        wrong=wrong,
+        out=_written(out),
+        validate=validate,
+        threads=threads(),
+    )
+    return bad

@@ -428,3 +428,33 @@ def scale_gradient(problem: LossProblem, grad: Tensor, upstream: Tensor, *, divi
     factor = factor.to(grad.dtype if grad.dtype == torch.float64 else torch.float32)
     factor = factor.view(-1, *[1] * (grad.dim() - 1))
     return grad.mul_(factor) if in_place else (grad * factor).to(grad.dtype)
+
+
+def relative_probabilities(problem: LossProblem, values: Tensor, probabilities: bool) -> Tensor:
+    """Probabilities, of logits over the largest one; 0 below the smallest normal number of the loss's precision."""
+    if not probabilities:
+        values = (values - values.amax(1, keepdim=True)).exp()
+    return values.masked_fill(values < torch.finfo(problem.loss_dtype).tiny, 0.0)
+
+
+def fill_negatives(out: Tensor, problem: LossProblem, *, probabilities: bool, wrong: bool, validate: bool) -> int:
+    """See `Backend`."""
+    labels = problem.labels
+    values, maps = problem_logits_and_maps(problem, _precision(problem.logits.device))
+    y = relative_probabilities(problem, values, probabilities)
+    out.zero_()
+    missing = torch.zeros_like(out, dtype=torch.bool)
+    for k in range(values.shape[1]):
+        pull = (y * (maps - maps[:, k : k + 1])).sum(1)
+        found = pull > 0
+        if wrong:
+            assert labels is not None
+            found = torch.where(is_label(labels, k), pull < 0, found)
+        out += found & (y[:, k] > 0)
+        missing |= pull.isnan()
+    if labels is not None:
+        missing |= is_no_class(labels, values.shape[1])
+        if problem.ignore_index is not None:
+            missing |= is_label(labels, problem.ignore_index)
+    out.masked_fill_(missing, -1)
+    return first_bad_label(labels, values.shape[1], problem.ignore_index) if validate and labels is not None else -1

@@ -6,5 +6,6 @@ namespace rwk {
 
 void bind_distance(nanobind::module_& m);
 void bind_loss(nanobind::module_& m);
+void bind_negatives(nanobind::module_& m);
 
 }  // namespace rwk

@@ -18,4 +18,5 @@ NB_MODULE(_native, m) {
   m.def("force_isa", &rwk::force_isa, nb::arg("name"));
   rwk::bind_distance(m);
   rwk::bind_loss(m);
+  rwk::bind_negatives(m);
 }

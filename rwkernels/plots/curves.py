@@ -45,9 +45,7 @@ def _epochs(epochs: Any, count: int, name: str) -> Floats:
 
 
 def _whole_epochs(axes: Axes, last: float) -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    style.whole_ticks(axes)
     axes.set_xlim(0, last * 1.02)
 
 
@@ -92,7 +90,7 @@ def negative_counts(
         at = _epochs(epochs, len(values), f"counts[{name!r}]")
         panel.plot(at, values, label=name, **style.style(k))
         last = max(last, float(at[-1]))
-    style.dress(panel, xlabel, ylabel or "Negative entries of a gradient vector, mean")
+    style.dress(panel, xlabel, ylabel or "Negative entries per pixel (mean)")
     _whole_epochs(panel, last)
     panel.margins(y=0.08)
     style.key(panel, loc="best")
@@ -125,12 +123,13 @@ def _stacked(series: dict[str, Floats], epochs: Any, xlabel: str, ylabel: str, a
         panel.set_xlim(float(at[0]), float(at[-1]) if len(at) > 1 else float(at[0]) + 1)
         panel.set_ylim(0, 1)
         panel.grid(visible=False)
-        _integer_ticks(panel)
+        style.whole_ticks(panel)
     style.letters(row, list(series))
+    present = [n for n in range(most) if any(array[:, n : n + 1].any() for array in series.values())]
     handles, labels = row[0].get_legend_handles_labels()
     row[-1].legend(
-        handles[::-1],
-        labels[::-1],
+        [handles[n] for n in reversed(present)],
+        [labels[n] for n in reversed(present)],
         title="negative\nentries",
         title_fontsize=style.SIZE - 0.5,
         fontsize=style.SIZE - 0.5,
@@ -140,12 +139,6 @@ def _stacked(series: dict[str, Floats], epochs: Any, xlabel: str, ylabel: str, a
         handlelength=1.2,
     )
     return figure
-
-
-def _integer_ticks(axes: Axes) -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
 
 
 def convergence_cdf(

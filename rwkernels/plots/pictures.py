@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 MOST_ROWS = 4
 """Classes that are shown where the caller names none: a page takes no more."""
 
-_WIDTH, _TALLEST = 1.7, 2.6  # of a panel, in inches
+_WIDTH, _TALLEST, _NARROWEST = 1.7, 2.6, 0.9  # of a panel, in inches
 
 Picture = npt.NDArray[Any]
 
@@ -109,7 +109,7 @@ def maps(
         axes: Axes to draw into, as many as classes times (1 + families), row by row.
 
     Returns:
-        The figure. Blue is negative, white zero and orange positive; the two sides of a scale may differ.
+        The figure. Purple is negative, white zero and orange positive; the two sides of a scale may differ.
 
     Raises:
         TypeError: An argument has the wrong type.
@@ -172,11 +172,7 @@ def _draw(
     axes: Any,
 ) -> Figure:
     aspect = sizes[0] / sizes[1]
-    height = min(_WIDTH * picture.shape[0] * aspect / picture.shape[1], _TALLEST)
-    width = min(_WIDTH, height * picture.shape[1] / (picture.shape[0] * aspect))
-    columns = 1 + len(values)
-    size = (columns * (width + 0.12) + 0.35, len(shown) * (height + 0.1) + 0.85)
-    figure, grid = style.panels(axes, len(shown), columns, size)
+    figure, grid, bars = _grid(picture.shape, aspect, len(shown), 1 + len(values), axes)
     for row, (k, name) in enumerate(zip(shown, names, strict=True)):
         for panel in grid[row]:
             panel.set_xticks([])
@@ -187,10 +183,24 @@ def _draw(
     for column, (family, of_classes) in enumerate(values.items(), start=1):
         own = [line[column] for line in grid]
         text = distance if family == "boundary" else "map value"
-        _show_family(figure, own, of_classes, aspect, text)
+        _show_family(figure, own, of_classes, aspect, text, bars[column] if bars else None)
     titles = ["Labels", *(style.NAMES[family] for family in values)]
     style.letters(grid[0], titles)
     return figure
+
+
+def _grid(shape: Sequence[int], aspect: float, rows: int, columns: int, axes: Any) -> tuple[Figure, Any, Any]:
+    """The figure, its panels, and in a figure of our own the axes of the colour bars, so that all panels align."""
+    if axes is not None:
+        figure, grid = style.panels(axes, rows, columns, (1, 1))
+        return figure, grid, None
+    height = min(_WIDTH * shape[0] * aspect / shape[1], _TALLEST)
+    width = max(min(_WIDTH, height * shape[1] / (shape[0] * aspect)), _NARROWEST)
+    size = (columns * (width + 0.1) + 0.3, rows * (height + 0.08) + 0.75)
+    ratios = [height] * rows + [0.09]
+    figure, grid = style.panels(None, rows + 1, columns, size, height_ratios=ratios)
+    grid[-1][0].set_axis_off()
+    return figure, grid[:-1], grid[-1]
 
 
 def _show_labels(panel: Axes, picture: Picture, k: int, row: int, aspect: float) -> None:
@@ -206,7 +216,9 @@ def _show_labels(panel: Axes, picture: Picture, k: int, row: int, aspect: float)
     panel.imshow(colours, interpolation="nearest", aspect=aspect)
 
 
-def _show_family(figure: Figure, panels: Sequence[Axes], pictures: list[Picture], aspect: float, text: str) -> None:
+def _show_family(
+    figure: Figure, panels: Sequence[Axes], pictures: list[Picture], aspect: float, text: str, place: Axes | None
+) -> None:
     """One family of maps of all classes, on one scale that is white at zero, with its bar below."""
     from matplotlib.colors import TwoSlopeNorm
 
@@ -217,17 +229,11 @@ def _show_family(figure: Figure, panels: Sequence[Axes], pictures: list[Picture]
     norm = TwoSlopeNorm(0.0, low if low < 0 else -reach, high if high > 0 else reach)
     drawn: AxesImage | None = None
     for panel, picture in zip(panels, pictures, strict=True):
-        drawn = panel.imshow(picture, norm=norm, cmap=style.DIVERGING, interpolation="nearest", aspect=aspect)
+        drawn = panel.imshow(picture, norm=norm, cmap=style.diverging(), interpolation="nearest", aspect=aspect)
     assert drawn is not None
-    bar = figure.colorbar(drawn, ax=list(panels), location="bottom", pad=0.02, fraction=0.08, aspect=18)
-    ends = [(low if low < 0 else 0.0), 0.0, (high if high > 0 else 0.0)]
-    ticks = sorted(set(ends))
-    bar.set_ticks(ticks, labels=[_short(tick) for tick in ticks])
-    bar.ax.set_xlim(ticks[0], ticks[-1])
-    bar.outline.set(edgecolor=style.FRAME, linewidth=0.6)  # type: ignore[operator]
-    bar.ax.tick_params(labelsize=style.SIZE - 1, labelcolor=style.TEXT, color=style.FRAME, width=0.6, length=2)
-    bar.set_label(text, size=style.SIZE - 1, color=style.QUIET, labelpad=1)
-
-
-def _short(value: float) -> str:
-    return f"{value:.3g}".replace("-", "−")
+    where: dict[str, Any] = {"cax": place} if place is not None else {"ax": list(panels), "aspect": 18, "pad": 0.02}
+    bar = figure.colorbar(drawn, orientation="horizontal", **where)
+    ticks = sorted({min(low, 0.0), 0.0, max(high, 0.0)})
+    style.bar_of(bar, text, ticks)
+    if len(ticks) > 1:
+        bar.ax.set_xlim(ticks[0], ticks[-1])

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -15,8 +17,6 @@ if TYPE_CHECKING:
 # Okabe & Ito's palette (2008), told apart with any colour vision; line styles and markers say the same once more.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DASHES: tuple[Any, ...] = ("solid", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)), (0, (3, 1, 1, 1, 1, 1)))
-# From orange over white to blue, without red or green: negative values are blue.
-DIVERGING = "PuOr_r"
 TEXT, QUIET, FRAME, GRID = "#1A1F24", "#4A5560", "#8B96A1", "#DDE2E7"
 SIZE = 8.0
 """Points of all text but what is smaller on purpose: what journals ask for."""
@@ -69,6 +69,34 @@ def _flattened(axes: Any) -> list[Any]:
 def style(k: int) -> dict[str, Any]:
     """Colour and dashes of the k-th line."""
     return {"color": COLOURS[k % len(COLOURS)], "linestyle": DASHES[k % len(DASHES)], "linewidth": 1.4}
+
+
+def diverging() -> Any:
+    """Purple for negative, white for zero, orange for positive (ColorBrewer's PuOr without its darkest ends)."""
+    from matplotlib import colormaps
+    from matplotlib.colors import ListedColormap
+
+    return ListedColormap(colormaps["PuOr_r"](np.linspace(0.1, 0.9, 255)))
+
+
+def bar_of(bar: Any, text: str, ticks: Sequence[float]) -> None:
+    """Ticks, frame and label of a colour bar."""
+    bar.set_ticks(ticks, labels=[number(tick) for tick in ticks])
+    bar.outline.set(edgecolor=FRAME, linewidth=0.6)
+    bar.ax.tick_params(labelsize=SIZE - 1, labelcolor=TEXT, color=FRAME, width=0.6, length=2)
+    bar.set_label(text, size=SIZE - 1, color=QUIET, labelpad=2)
+
+
+def number(value: float) -> str:
+    """Three digits, with a real minus."""
+    return f"{value:.3g}".replace("-", "−")
+
+
+def whole_ticks(axes: Axes) -> None:
+    """Ticks of the horizontal axis at round whole numbers."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10], integer=True))
 
 
 def dress(axes: Axes, xlabel: str, ylabel: str) -> None:

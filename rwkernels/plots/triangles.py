@@ -51,7 +51,7 @@ def simplex_gradient(
         axes: Axes to draw into: 4, or 8 in two rows.
 
     Returns:
-        The figure. Blue is negative, which gradient descent answers by raising the class's logit; the thin line is 0.
+        The figure. Purple is negative, which gradient descent answers by raising the class's logit; the thin line is 0.
 
     Raises:
         ValueError: `z` is not three finite numbers, or another argument is not one of those expected.
@@ -72,7 +72,7 @@ def simplex_gradient(
     if len(names) != 3:
         raise ValueError(f"class_names: expected 3, got {len(names)}")
     rows = 1 if against is None else 2
-    figure, grid = style.panels(axes, rows, 4, (7.2, 1.95 * rows + 0.15))
+    figure, grid = style.panels(axes, rows, 4, (7.2, 1.75 * rows))
     y = simplex_grid(_STEPS)
     shown = ", ".join(f"{value:g}".replace("-", "−") for value in numbers)
     _entries(figure, grid[0], y, gradient(numbers, y), names, true, f"region-wise, z = ({shown})")
@@ -99,7 +99,7 @@ def _entries(
     drawn: Any = None
     for k in range(3):
         panel, entry = panels[k], values[:, k].numpy()
-        drawn = panel.tricontourf(at[:, 0], at[:, 1], entry, levels=levels, cmap=style.DIVERGING)
+        drawn = panel.tricontourf(at[:, 0], at[:, 1], entry, levels=levels, cmap=style.diverging())
         drawn.set_edgecolor("face")  # viewers show seams between areas that only touch
         drawn.set_linewidth(0.2)
         if entry.min() < 0 < entry.max():
@@ -107,12 +107,8 @@ def _entries(
         _frame(panel, names)
         mark = " (true)" if k == true else ""
         panel.set_title(f"class {names[k]}{mark}", size=style.SIZE, color=style.TEXT, pad=9)
-    bar = figure.colorbar(drawn, ax=list(panels[:3]), location="left", fraction=0.05, aspect=14, pad=0.03)
-    ticks = [-reach, -reach / 2, 0.0, reach / 2, reach]
-    bar.set_ticks(ticks, labels=[f"{tick:.3g}".replace("-", "−") for tick in ticks])
-    bar.outline.set(edgecolor=style.FRAME, linewidth=0.6)  # type: ignore[operator]
-    bar.ax.tick_params(labelsize=style.SIZE - 1, labelcolor=style.TEXT, color=style.FRAME, width=0.6, length=2)
-    bar.set_label(f"gradient\n{what}", size=style.SIZE - 1, color=style.QUIET)
+    bar = figure.colorbar(drawn, ax=list(panels[:3]), location="left", shrink=0.72, aspect=12, pad=0.02)
+    style.bar_of(bar, f"gradient\n{what}", [-reach, -reach / 2, 0.0, reach / 2, reach])
 
 
 def _frame(panel: Axes, names: Sequence[str]) -> None:
@@ -120,7 +116,7 @@ def _frame(panel: Axes, names: Sequence[str]) -> None:
     panel.set_axis_off()
     panel.set_aspect("equal")
     panel.set_xlim(-0.12, 1.12)
-    panel.set_ylim(-0.16, 0.98)
+    panel.set_ylim(-0.13, 0.98)
     closed = np.vstack([_CORNERS, _CORNERS[:1]])
     panel.plot(closed[:, 0], closed[:, 1], color=style.TEXT, linewidth=0.6, solid_joinstyle="miter")
     for k, (dx, dy, across, up) in enumerate(
@@ -146,46 +142,61 @@ def _above(z: Sequence[float], threshold: float) -> Points:
 
 def _counts(panel: Axes, z: Sequence[float], names: Sequence[str]) -> None:
     """How many entries are negative: the part with at least n of them lies on one side of a straight line."""
+    shares = negative_shares(z)
     panel.fill(*_CORNERS.T, color=_COUNT_COLOURS[0], linewidth=0)
     for n, threshold in enumerate(sorted(z)[:2], start=1):
         corners = _above(z, threshold)
-        if len(corners) >= 3 and max(z) > threshold:
+        if sum(shares[n:]) > 0 and len(corners) >= 3:
             panel.fill(*(corners @ _CORNERS).T, color=_COUNT_COLOURS[n], linewidth=0)
     _frame(panel, names)
-    _shares(panel, negative_shares(z))
+    _tell(panel, shares, _centres(z, shares))
 
 
 def _cross_entropy_counts(panel: Axes, names: Sequence[str]) -> None:
     panel.fill(*_CORNERS.T, color=_COUNT_COLOURS[1], linewidth=0)
     _frame(panel, names)
-    _shares(panel, [Fraction(0), Fraction(1), Fraction(0)])
+    _tell(panel, [Fraction(0), Fraction(1), Fraction(0)], [_CORNERS.mean(0)] * 3)
 
 
-def _shares(panel: Axes, shares: Sequence[Fraction]) -> None:
-    """A key to the colours: how many entries are negative, on which part of the simplex."""
-    from matplotlib.patches import Patch
-
-    panel.set_title("negative entries", size=style.SIZE, color=style.TEXT, pad=9)
-    present = [(n, share) for n, share in enumerate(shares) if share]
-    handles = [
-        Patch(facecolor=_COUNT_COLOURS[n], edgecolor=style.FRAME, linewidth=0.4, label=f"{n}: {_share_text(share)}")
-        for n, share in present
+def _centres(z: Sequence[float], shares: Sequence[Fraction]) -> list[Points]:
+    """The centre of gravity of the part of the triangle with 0, 1 and 2 negative entries."""
+    ordered = sorted(z)
+    areas, moments = [1.0], [_CORNERS.mean(0)]
+    for threshold in ordered:
+        area, centre = _gravity(_above(z, threshold) @ _CORNERS)
+        areas.append(area)
+        moments.append(area * centre)
+    return [
+        (moments[n] - moments[n + 1]) / max(areas[n] - areas[n + 1], 1e-9) if shares[n] else _CORNERS.mean(0)
+        for n in range(3)
     ]
-    panel.legend(
-        handles=handles,
-        loc="upper left",
-        bbox_to_anchor=(-0.1, 1.0),
-        frameon=False,
-        fontsize=style.SIZE - 1.5,
-        labelcolor=style.TEXT,
-        handlelength=1.0,
-        handleheight=1.0,
-        borderpad=0,
-        borderaxespad=0,
-    )
+
+
+def _gravity(corners: Points) -> tuple[float, Points]:
+    """Area, as a part of the triangle's, and centre of gravity of a convex polygon."""
+    area, moment = 0.0, np.zeros(2)
+    for k in range(1, len(corners) - 1):
+        a, b, c = corners[0], corners[k], corners[k + 1]
+        part = abs((b[0] - a[0]) * (c[1] - a[1]) - (b[1] - a[1]) * (c[0] - a[0])) / (np.sqrt(3) / 2)
+        area, moment = area + part, moment + part * (a + b + c) / 3
+    return area, moment / area if area else moment
+
+
+def _tell(panel: Axes, shares: Sequence[Fraction], centres: Sequence[Points]) -> None:
+    """Writes into every part how many entries are negative there, and how large it is; beside it where it is small."""
+    panel.set_title("negative entries", size=style.SIZE, color=style.TEXT, pad=9)
+    small = []
+    for n, share in enumerate(shares):
+        text = f"{n}\neverywhere" if share == 1 else f"{n}\non {_share_text(share)}"
+        if share > Fraction(1, 8):
+            panel.text(
+                *centres[n], text, ha="center", va="center", size=style.SIZE - 1, color=style.TEXT, linespacing=1.1
+            )
+        elif share:
+            small.append(text.replace("\n", " "))
+    if small:
+        panel.text(0.86, 0.62, "\n".join(small), ha="center", va="center", size=style.SIZE - 1, color=style.TEXT)
 
 
 def _share_text(share: Fraction) -> str:
-    if share == 1:
-        return "everywhere"
     return str(share) if share.denominator < 1000 else f"{float(share):.3g}"
