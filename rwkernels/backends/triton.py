@@ -1,4 +1,5 @@
-"""The GPU backend: where it can run, and the loss (kernels in `triton_loss.py`). Its maps are in `triton_maps.py`.
+"""The GPU backend: where it can run, and the loss (kernels in `triton_loss.py` and, for the signs of its gradient,
+`triton_signs.py`). Its maps are in `triton_maps.py`.
 
 Nothing here waits for the device or asks it for a value, and nothing is tuned at run time. Under `torch.compile` the
 same functions run on fake tensors, so that the compiler sees every allocation and every kernel.
@@ -32,6 +33,7 @@ __all__ = [
     "fill_class_distance",
     "fill_dense",
     "fill_distance",
+    "fill_negatives",
     "fill_rectified",
     "first_bad_label",
     "loss",
@@ -42,6 +44,7 @@ NAME = "triton"
 OLDEST = (8, 0)  # the compute capability from which the kernels were checked
 _OLDEST_TRITON = (3, 3)  # earlier ones have no tuples
 _FINISH = 4096  # partial sums that `finish_loss` reads at once
+_SIGNS = 1024  # classes times pixels of a program that counts signs
 _STREAM = 4096  # elements of a program of the kernels that only stream
 
 
@@ -330,3 +333,57 @@ def scale_gradient(problem: LossProblem, grad: Tensor, upstream: Tensor, *, divi
         MEAN=divide,
     )
     return out
+
+
+def fill_negatives(out: Tensor, problem: LossProblem, *, probabilities: bool, wrong: bool, validate: bool) -> int:
+    """See `Backend`."""
+    values, maps = _even(problem.logits), problem.maps.contiguous() if problem.compact else _even(problem.maps)
+    batch, num_classes = values.shape[:2]
+    bad = -1
+    if validate:
+        assert problem.labels is not None
+        bad = reference.first_bad_label(problem.labels, num_classes, problem.ignore_index)
+    if out.numel() == 0:
+        return bad
+    of_values, of_maps = _layout(values), _Layout(0, 0, False) if problem.compact else _layout(maps)
+    assert of_values is not None
+    assert of_maps is not None
+    pixels = values[:1, :1].numel()
+    strides = (*of_values[:2], *of_maps[:2])
+    unit = _unit(pixels, *strides)
+    scale = _contiguous(problem.class_scale)
+    rows = 1 << (num_classes - 1).bit_length()
+    each = max(_SIGNS // rows, 1)
+    blocks = blocks_of(pixels, each)
+    launch(
+        importlib.import_module("rwkernels.backends.triton_signs").count_negatives,
+        batch * blocks,
+        128,
+        values,
+        maps,
+        _contiguous(problem.labels),
+        _background(problem),
+        scale,
+        out,
+        *(stride // unit for stride in strides),
+        num_classes if scale is not None and scale.dim() == 2 else 0,
+        pixels // unit,
+        blocks,
+        batch // problem.runs,
+        0 if problem.ignore_index is None else problem.ignore_index,
+        problem.background_value,
+        K=num_classes,
+        ROWS=rows,
+        BLOCK=each,
+        UNIT=unit,
+        COMPACT=problem.compact,
+        IGNORE=problem.ignore_index is not None,
+        FIRST=0 if problem.include_background else 1,
+        VALUES_LAST=of_values.last,
+        MAPS_LAST=of_maps.last,
+        PROBABILITIES=probabilities,
+        WRONG=wrong,
+        TINY=torch.finfo(problem.loss_dtype).tiny,
+        WIDE=pixels * num_classes >= 2**31,
+    )
+    return bad
