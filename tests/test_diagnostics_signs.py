@@ -156,9 +156,7 @@ def test_what_an_ignored_pixel_holds_does_not_matter(backend, kind):
     ignored = case.labels == 255
     expected = diagnostics.negative_gradients(case.logits, case.maps, backend=backend, **options(case))
     logits = case.logits.masked_fill(ignored.unsqueeze(1), torch.nan)
-    assert torch.equal(
-        diagnostics.negative_gradients(logits, case.maps, backend=backend, **options(case)), expected
-    )
+    assert torch.equal(diagnostics.negative_gradients(logits, case.maps, backend=backend, **options(case)), expected)
     assert torch.equal(expected == -1, ignored)
 
 

@@ -55,7 +55,9 @@ def test_the_machine_code_counts_what_the_reference_counts_in_every_dtype(dtype,
     case.labels[1, 2, 3] = 9  # no class
     if kind == "compact":
         case.maps = case.maps._with(labels=case.labels)
-    assert_counts_of_the_reference(case, include_background=False, **({} if kind == "compact" else {"labels": case.labels}))
+    assert_counts_of_the_reference(
+        case, include_background=False, **({} if kind == "compact" else {"labels": case.labels})
+    )
 
 
 @either_kind
@@ -100,7 +102,17 @@ def test_no_binary_spills_or_uses_local_memory(kind, target, monkeypatch):
 def test_the_interpreted_kernel_passes_tests_of_the_counts():
     chosen = "triton and (probabilities or underflow or rational_arithmetic and plain-4 or leaving_out or bad_labels)"
     result = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_diagnostics_signs.py", "-k", chosen],
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            "tests/test_diagnostics_signs.py",
+            "-k",
+            chosen,
+        ],
         env={**os.environ, "TRITON_INTERPRET": "1", "RWKERNELS_BACKEND": "triton"},
         cwd=Path(__file__).parents[1],
         capture_output=True,
