@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 
 def _parser() -> argparse.ArgumentParser:
-    from rwkernels import __version__, bench, demo
+    from rwkernels import __version__, bench, demo, show
 
     parser = argparse.ArgumentParser(prog="rwkernels", description="Region-wise loss at memory speed.")
     parser.add_argument("--version", action="version", version=f"rwkernels {__version__}")
@@ -28,6 +28,7 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_arguments(
         commands.add_parser("bench", help="measure maps, loss and labels to gradient here, against other libraries")
     )
+    show.add_arguments(commands.add_parser("show", help="draw the maps of a label image of your own"))
     return parser
 
 
@@ -43,6 +44,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from rwkernels import bench
 
             return bench.run(parsed)
+        if parsed.command == "show":
+            from rwkernels import show
+
+            return show.run(parsed)
         from rwkernels import demo
 
         return demo.run(parsed)

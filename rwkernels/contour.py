@@ -59,7 +59,7 @@ class _Length(torch.autograd.Function):
         ctx.save_for_backward(probabilities, counts)
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None, None]:
         probabilities, counts = ctx.saved_tensors
         classes = [
             _length_gradient(values, counts, ctx.spacing, ctx.epsilon, upstream) for values in probabilities.unbind(1)

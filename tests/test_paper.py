@@ -99,7 +99,7 @@ def test_two_entries_are_negative_on_8_15_of_the_simplex_for_12_4_3_and_nowhere_
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.fractions(-5, 5, max_denominator=6), min_size=3, max_size=3))
 def test_shares_of_three_classes_are_areas_of_clipped_triangles(z):
-    low, middle, high = sorted(z)
+    low, middle, _ = sorted(z)
     expected = [1 - clipped_area(z, low), clipped_area(z, low) - clipped_area(z, middle), clipped_area(z, middle)]
     assert diagnostics.negative_shares(z) == expected
 

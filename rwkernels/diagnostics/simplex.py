@@ -124,10 +124,12 @@ def gradient_curvature(z: Sequence[float] | Tensor, y: Sequence[float] | Tensor,
 def _exact(value: object) -> Fraction:
     if isinstance(value, Tensor):
         value = value.item()
-    if isinstance(value, bool) or not isinstance(value, (numbers.Rational, numbers.Real)):
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"z: expected numbers, got {checks.describe(value)}")
+    if isinstance(value, numbers.Rational):
+        return Fraction(int(value.numerator), int(value.denominator))
     try:
-        return Fraction(value)  # exact for floats too
+        return Fraction(float(value))  # a float is a fraction of a power of two
     except (ValueError, OverflowError):
         raise ValueError(f"z: expected finite numbers, got {value}") from None
 

@@ -38,10 +38,9 @@ def _image(labels: Any) -> torch.Tensor:
 
 
 def class_counts(labels: torch.Tensor, axis: int) -> torch.Tensor:
-    """How many different labels every slice of a volume [D, H, W] along `axis` has."""
-    slices = labels.movedim(axis, 0).flatten(1)
-    ordered = slices.sort(1).values
-    return (ordered[:, 1:] != ordered[:, :-1]).sum(1) + 1
+    """How many different labels, which are 0 or more, every slice of a volume [D, H, W] along `axis` has."""
+    slices = labels.unbind(axis)
+    return torch.tensor([int((torch.bincount(one.flatten().long()) > 0).sum()) for one in slices])
 
 
 def fullest_slice(labels: torch.Tensor, axis: int) -> int:
@@ -50,7 +49,7 @@ def fullest_slice(labels: torch.Tensor, axis: int) -> int:
     Rare are all classes but the one that most pixels of the volume have.
     """
     counts = class_counts(labels, axis)
-    common = torch.mode(labels.flatten()).values
+    common = torch.bincount(labels.flatten().long()).argmax()
     rare = (labels != common).movedim(axis, 0).flatten(1).sum(1)
     best = torch.where(counts == counts.max(), rare, -1)
     return int(best.argmax())
@@ -183,7 +182,8 @@ def _draw(
     for column, (family, of_classes) in enumerate(values.items(), start=1):
         own = [line[column] for line in grid]
         text = distance if family == "boundary" else "map value"
-        _show_family(figure, own, of_classes, aspect, text, bars[column] if bars else None)
+        limits = (-1.0, 1.0) if family == "rectified" else (np.min(of_classes), np.max(of_classes))
+        _show_family(figure, own, of_classes, aspect, limits, text, bars[column] if bars else None)
     titles = ["Labels", *(style.NAMES[family] for family in values)]
     style.letters(grid[0], titles)
     return figure
@@ -217,13 +217,18 @@ def _show_labels(panel: Axes, picture: Picture, k: int, row: int, aspect: float)
 
 
 def _show_family(
-    figure: Figure, panels: Sequence[Axes], pictures: list[Picture], aspect: float, text: str, place: Axes | None
+    figure: Figure,
+    panels: Sequence[Axes],
+    pictures: list[Picture],
+    aspect: float,
+    limits: tuple[float, float],
+    text: str,
+    place: Axes | None,
 ) -> None:
     """One family of maps of all classes, on one scale that is white at zero, with its bar below."""
     from matplotlib.colors import TwoSlopeNorm
 
-    low = min(float(picture.min()) for picture in pictures)
-    high = max(float(picture.max()) for picture in pictures)
+    low, high = map(float, limits)
     # A side that has no values still has a colour: the scale reaches as far there as on the other side.
     reach = max(abs(low), abs(high)) or 1.0
     norm = TwoSlopeNorm(0.0, low if low < 0 else -reach, high if high > 0 else reach)

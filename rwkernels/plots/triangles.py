@@ -189,9 +189,8 @@ def _tell(panel: Axes, shares: Sequence[Fraction], centres: Sequence[Points]) ->
     for n, share in enumerate(shares):
         text = f"{n}\neverywhere" if share == 1 else f"{n}\non {_share_text(share)}"
         if share > Fraction(1, 8):
-            panel.text(
-                *centres[n], text, ha="center", va="center", size=style.SIZE - 1, color=style.TEXT, linespacing=1.1
-            )
+            x, y = centres[n]
+            panel.text(x, y, text, ha="center", va="center", size=style.SIZE - 1, color=style.TEXT)
         elif share:
             small.append(text.replace("\n", " "))
     if small:

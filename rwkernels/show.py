@@ -1,0 +1,267 @@
+"""`rwkernels show`: the maps of somebody's own labels, in a window or in a file."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    from matplotlib.figure import Figure
+
+FAMILIES = ("active_contour", "boundary", "rectified", "constant")
+_MOST_VALUES = 1000
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of the command."""
+    parser.description = (
+        "Draws the region-wise maps of a label image side by side. Of a volume it shows one slice, by default the one "
+        "with the most classes, with the distances of the volume."
+    )
+    parser.add_argument(
+        "labels", type=Path, metavar="LABELS", help="a label image: .nii, .nii.gz, .npy, .npz, .png, .tif"
+    )
+    parser.add_argument("--save", type=Path, metavar="FILE", help="write .svg, .pdf, .eps or .png instead of a window")
+    parser.add_argument("--slice", type=int, metavar="N", help="which slice of a volume, counted from 0")
+    parser.add_argument(
+        "--axis", type=int, choices=(0, 1, 2), help="axis of the slices: by default 2 of NIfTI (axial), 0 of arrays"
+    )
+    parser.add_argument(
+        "--flat", action="store_true", help="distances within the slice, as training on slices has them"
+    )
+    parser.add_argument("--classes", type=int, nargs="+", metavar="LABEL", help="which labels; by default up to four")
+    parser.add_argument(
+        "--families", nargs="+", choices=FAMILIES, default=list(FAMILIES[:3]), metavar="NAME", help=", ".join(FAMILIES)
+    )
+    parser.add_argument(
+        "--spacing", type=float, nargs="+", metavar="STEP", help="size of a pixel; of NIfTI from the file"
+    )
+    parser.add_argument("--dpi", type=float, default=300, help="dots per inch of pictures (default 300)")
+
+
+class Labels(NamedTuple):
+    """A label image as it is shown: rows go down."""
+
+    array: npt.NDArray[Any]
+    spacing: tuple[float, ...] | None
+    unit: str | None
+    axes: tuple[tuple[int, bool], ...]  # where an axis of the file is in `array`, and whether it is reversed there
+    axis: int  # of the file, whose slices are shown by default
+
+
+def _nifti(path: Path) -> Labels:
+    """Turned so that superior and anterior are up; the patient's left is at the left."""
+    import numpy as np
+
+    try:
+        nibabel: Any = importlib.import_module("nibabel")
+    except ModuleNotFoundError as error:
+        if error.name != "nibabel":
+            raise
+        raise ImportError('NIfTI files need nibabel, which is not installed: pip install "rwkernels[plot]"') from error
+    image = nibabel.as_closest_canonical(nibabel.load(path))
+    array = np.asanyarray(image.dataobj)
+    while array.ndim > 3 and array.shape[-1] == 1:
+        array = array[..., 0]
+    if array.ndim != 3:
+        raise ValueError(f"expected a volume, got an array of shape {list(array.shape)}")
+    x, y, z = (float(step) for step in image.header.get_zooms()[:3])
+    unit = "mm" if image.header.get_xyzt_units()[0] in ("mm", "unknown") else None
+    return Labels(array.transpose(2, 1, 0)[::-1, ::-1], (z, y, x), unit, ((2, False), (1, True), (0, True)), 2)
+
+
+def _as_it_is(array: npt.NDArray[Any]) -> Labels:
+    return Labels(array, None, None, tuple((axis, False) for axis in range(array.ndim)), 0)
+
+
+def _numpy(path: Path) -> Labels:
+    import numpy as np
+
+    found: Any = np.load(path, allow_pickle=False)
+    if not isinstance(found, np.ndarray):
+        names = found.files
+        if len(names) != 1:
+            raise ValueError(f"expected a file with one array, got {len(names)}: {', '.join(names)}")
+        found = found[names[0]]
+    return _as_it_is(found)
+
+
+def _picture(path: Path) -> Labels:
+    import numpy as np
+    from PIL import Image
+
+    with Image.open(path) as image:
+        if image.mode not in ("1", "L", "P", "I", "I;16", "I;16B"):
+            raise ValueError(f"expected one number a pixel (a grey or palette image), got mode {image.mode}")
+        return _as_it_is(np.asarray(image))
+
+
+_READERS: dict[str, Callable[[Path], Labels]] = {
+    ".nii": _nifti,
+    ".nii.gz": _nifti,
+    ".npy": _numpy,
+    ".npz": _numpy,
+    ".png": _picture,
+    ".tif": _picture,
+    ".tiff": _picture,
+    ".bmp": _picture,
+}
+
+
+def read(path: Path) -> Labels:
+    """The label image in a file. Raises `ValueError` for what is none, `OSError` for what cannot be read."""
+    ending = next((ending for ending in _READERS if path.name.lower().endswith(ending)), None)
+    if ending is None:
+        raise ValueError(f"expected a name that ends in {', '.join(_READERS)}")
+    if not path.is_file():
+        raise FileNotFoundError("no such file")
+    found = _READERS[ending](path)
+    array = found.array
+    while array.ndim > 2 and array.shape[0] == 1 and found.spacing is None:
+        array = array[0]
+        found = _as_it_is(array)
+    if array.ndim not in (2, 3) or array.size == 0:
+        raise ValueError(f"expected an image or a volume, got an array of shape {list(array.shape)}")
+    return found
+
+
+def values_and_codes(array: npt.NDArray[Any]) -> tuple[list[int], npt.NDArray[np.int64]]:
+    """The labels that occur, and the array with each one's place among them. Raises `ValueError` for no labels."""
+    import numpy as np
+
+    if array.dtype.kind not in "buif" or (array.dtype.kind == "f" and not (np.mod(array, 1) == 0).all()):
+        raise ValueError(f"expected labels, whole numbers, got {array.dtype} with other values")
+    values, codes = np.unique(array, return_inverse=True)
+    if len(values) > _MOST_VALUES:
+        raise ValueError(f"expected labels, got {len(values)} different values: is this an image?")
+    return [int(value) for value in values], codes.reshape(array.shape).astype(np.int64)
+
+
+def draw(arguments: argparse.Namespace) -> Figure:
+    """The figure that the arguments ask for. Raises `ValueError` or `OSError` with what is wrong."""
+    import numpy as np
+
+    from rwkernels import plots
+
+    found = read(arguments.labels)
+    values, codes = values_and_codes(found.array)
+    spacing, unit = found.spacing, found.unit
+    if arguments.spacing is not None:
+        steps = arguments.spacing * codes.ndim if len(arguments.spacing) == 1 else arguments.spacing
+        if len(steps) != codes.ndim:
+            raise ValueError(f"--spacing: expected 1 or {codes.ndim} numbers, got {len(steps)}")
+        spacing, unit = tuple(steps[axis] for axis in _order(found)), None
+    classes = None
+    if arguments.classes is not None:
+        missing = sorted(set(arguments.classes) - set(values))
+        if missing:
+            raise ValueError(f"--classes: expected labels of the file ({_some(values)}), got {missing[0]}")
+        classes = [values.index(value) for value in arguments.classes]
+    plane: tuple[int, int | None] | None = _plane(arguments, found, codes)
+    if plane is not None and arguments.flat:
+        axis, index = plane
+        assert index is not None
+        codes = np.take(codes, [index], axis=axis).squeeze(axis)
+        spacing = None if spacing is None else tuple(step for a, step in enumerate(spacing) if a != axis)
+        plane = None
+    return plots.maps(
+        codes,
+        len(values),
+        spacing=spacing,
+        families=arguments.families,
+        classes=classes,
+        plane=plane,
+        class_names=[f"label {value}" for value in values],
+        unit=unit,
+    )
+
+
+def _order(found: Labels) -> list[int]:
+    """For every axis of the array, its axis in the file."""
+    where = [place for place, _ in found.axes]
+    return [where.index(axis) for axis in range(len(where))]
+
+
+def _plane(arguments: argparse.Namespace, found: Labels, codes: npt.NDArray[np.int64]) -> tuple[int, int] | None:
+    """The axis and index in the array of the slice to show; None for an image. Says which slice it took."""
+    import torch
+
+    from rwkernels.plots.pictures import fullest_slice
+
+    if codes.ndim == 2:
+        for option in ("slice", "axis"):
+            if getattr(arguments, option) is not None:
+                raise ValueError(f"--{option}: expected none, for the file holds a single image")
+        return None
+    axis = found.axis if arguments.axis is None else arguments.axis
+    place, reversed_there = found.axes[axis]
+    size = codes.shape[place]
+    if arguments.slice is None:
+        index = fullest_slice(torch.from_numpy(codes), place)
+        shown = size - 1 - index if reversed_there else index
+        print(f"slice {shown} of {size} along axis {axis}, the one with the most classes")
+        return place, index
+    if not 0 <= arguments.slice < size:
+        raise ValueError(f"--slice: expected a number in [0, {size}), got {arguments.slice}")
+    return place, size - 1 - arguments.slice if reversed_there else arguments.slice
+
+
+def _some(values: Sequence[int], most: int = 12) -> str:
+    told = ", ".join(map(str, values[:most]))
+    return told if len(values) <= most else f"{told}, ... ({len(values)} in all)"
+
+
+def _why_no_window() -> str | None:
+    if sys.platform.startswith("linux") and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+        return "there is no display"
+    backends: Any = importlib.import_module("matplotlib.backends")
+    plt: Any = importlib.import_module("matplotlib.pyplot")
+    backend = plt.get_backend()
+    windows = backends.backend_registry.list_builtin(backends.BackendFilter.INTERACTIVE)
+    if backend.lower() not in {name.lower() for name in windows}:
+        return f"matplotlib's backend here, {backend}, opens no window"
+    return None
+
+
+def _window(figure: Figure) -> None:
+    """Opens the figure, which was made without pyplot, in one of its windows."""
+    plt: Any = importlib.import_module("matplotlib.pyplot")
+    manager = plt.figure().canvas.manager
+    manager.canvas.figure = figure
+    figure.set_canvas(manager.canvas)
+    plt.show()
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Runs the command: 0; 2 for files and arguments that cannot be shown, and where there is no window."""
+    try:
+        from rwkernels import plots
+
+        if arguments.save is None:
+            reason = _why_no_window()
+            if reason is not None:
+                return _problem(f"{reason}: pass --save FILE to write the figure")
+        figure = draw(arguments)
+        if arguments.save is None:
+            _window(figure)
+        else:
+            print(f"wrote {plots.save(figure, arguments.save, dpi=arguments.dpi)}")
+    except ImportError as error:
+        return _problem(str(error))
+    except Exception as error:
+        if isinstance(error, (ValueError, TypeError, OSError)) or type(error).__module__.startswith("nibabel"):
+            return _problem(f"{arguments.labels}: {error}")
+        raise
+    return 0
+
+
+def _problem(text: str) -> int:
+    print(f"rwkernels show: {text}", file=sys.stderr)
+    return 2
