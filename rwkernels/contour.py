@@ -122,8 +122,8 @@ def contour_length(
 
     Examples:
         >>> import torch, rwkernels as rw
-        >>> logits = torch.zeros(1, 2, 4, 6)
-        >>> logits[:, 1, :, 3:] = 100  # two halves of an image, and a contour of 4 pixels between them
+        >>> labels = torch.tensor([0, 0, 0, 1, 1, 1]).expand(1, 4, 6)  # a contour of 4 pixels between two halves
+        >>> logits = 100.0 * torch.nn.functional.one_hot(labels, 2).movedim(-1, 1)
         >>> rw.contour_length(logits, reduction="sum")
         tensor(4.)
     """

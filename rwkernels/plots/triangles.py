@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 # Class 0 at the lower left, 1 at the lower right, 2 at the top.
 _CORNERS = np.array([[0.0, 0.0], [1.0, 0.0], [0.5, np.sqrt(3) / 2]])
-_STEPS = 96
-_LEVELS = 20
+_STEPS = 60
+_LEVELS = 15
 _COUNT_COLOURS = ("#F0F0F0", "#CFE3F1", "#F2A65A")
 
 Points = npt.NDArray[np.float64]
