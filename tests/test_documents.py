@@ -25,6 +25,16 @@ def test_the_readme_example_trains() -> None:
     assert len([line for line in example.splitlines() if line]) <= 10
 
 
+def test_the_examples_of_the_paper_document_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="matplotlib (the extra `plot`) is missing")
+    monkeypatch.chdir(tmp_path)
+    examples = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "paper.md").read_text(), re.DOTALL)
+    for example in examples:
+        exec(compile(example, "docs/paper.md", "exec"), {})
+    assert len(examples) == 2
+    assert (tmp_path / "simplex.svg").stat().st_size > 0
+
+
 def test_the_readme_shows_exactly_two_set_up_commands() -> None:
     commands = re.findall(r"```bash\n(.*?)```", README.read_text().split("\n## ")[0], re.DOTALL)
     assert len(commands) == 2

@@ -1,6 +1,7 @@
 """The losses that the paper compares with or builds on: active contours, Hausdorff, weighted cross-entropy."""
 
 import numpy as np
+import ptx
 import pytest
 import torch
 from loss_cases import generator, name, needs_native, random_labels
@@ -8,6 +9,7 @@ from scipy import ndimage
 
 import rwkernels as rw
 from rwkernels import diagnostics
+from rwkernels.backends import triton
 
 BACKENDS = ["reference", pytest.param("native", marks=needs_native)]
 F64 = torch.float64
@@ -220,6 +222,48 @@ def test_the_hausdorff_loss_is_that_of_scipys_distances(shape, spacing, alpha, t
     torch.testing.assert_close(pixels.double(), expected.sum(1), atol=1e-4, rtol=1e-5)
     no_background = rw.hausdorff_loss(logits, labels, include_background=False, **options)
     torch.testing.assert_close(no_background.double(), expected[:, 1:].mean())
+
+
+def test_the_hausdorff_loss_takes_its_distances_from_every_backend_of_the_cpu(backend):
+    logits, labels = random_logits((2, 3, 7, 9), torch.float32), random_labels((2, 7, 9), 3)
+    for threshold in (None, 0.4):
+        expected = slow_hausdorff(logits, labels, 2.0, threshold, (1.5, 1.0)).mean()
+        found = rw.hausdorff_loss(logits, labels, threshold=threshold, spacing=(1.5, 1.0), backend=backend)
+        torch.testing.assert_close(found.double(), expected)
+
+
+@pytest.mark.skipif(ptx.missing() is not None, reason=str(ptx.missing()))
+def test_the_hausdorff_loss_takes_its_distances_from_the_kernels_of_the_gpu(monkeypatch):
+    from ptx.driver import emulated_device
+
+    logits, labels = random_logits((2, 3, 7, 9), torch.float32), random_labels((2, 7, 9), 3)
+    expected = slow_hausdorff(logits, labels, 2.0, None, (1.0, 1.0)).mean()
+    monkeypatch.setattr(triton, "can_run", lambda device: None)
+    with emulated_device("cuda", 90) as device:
+        found = rw.hausdorff_loss(logits, labels, validate=False, backend="triton")
+    assert device.launches
+    torch.testing.assert_close(found.double(), expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("threshold", [None, 0.4])
+def test_the_losses_on_a_gpu_are_those_on_the_cpu(threshold):
+    logits, labels = random_logits((2, 4, 33, 40), torch.float32), random_labels((2, 33, 40), 4)
+    weight = torch.rand(2, 33, 40, generator=generator(3))
+
+    def losses(x, labels, weight):
+        yield rw.hausdorff_loss(x, labels, threshold=threshold, spacing=(1.0, 2.0))
+        yield rw.ActiveContourLoss(spacing=(1.0, 2.0))(x, labels)
+        yield rw.weighted_cross_entropy(x, labels, weight)
+
+    found = []
+    for device in ("cpu", "cuda"):
+        x = logits.to(device, copy=True).requires_grad_()
+        values = list(losses(x, labels.to(device), weight.to(device)))
+        gradients = [torch.autograd.grad(value, x)[0].cpu() for value in values]
+        found.append([value.detach().cpu() for value in values] + gradients)
+    for on_cpu, on_gpu in zip(*found, strict=True):
+        torch.testing.assert_close(on_gpu, on_cpu, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize(("num_classes", "threshold"), [(2, None), (2, 0.5), (3, 0.5), (5, 0.5)])
