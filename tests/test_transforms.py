@@ -384,6 +384,7 @@ def _operator_calls():
     problem = (dense.maps, None, None, None, None, 0.0, None, False, "mean", True, None, 0)
     logits = dense.logits.clone().requires_grad_()
     yield "region_wise-dense", "region_wise", (logits, *problem, True)
+    yield "negatives", "negatives", (dense.logits, *problem, False, False)
     kept = torch.rand(dense.logits.shape).bfloat16()
     yield "region_wise_gradient-kept", "region_wise_gradient", (torch.tensor(2.0), dense.logits, *problem, kept)
 
