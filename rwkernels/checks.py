@@ -189,7 +189,11 @@ def bad_label(labels: Tensor, flat_index: int, num_classes: int, ignore_index: i
         rest, at = divmod(rest, size)
         place.append(at)
     place.reverse()
-    value = int(labels[tuple(place)])
+    refuse_label(int(labels[tuple(place)]), place, num_classes, ignore_index)
+
+
+def refuse_label(value: int, place: Sequence[int], num_classes: int, ignore_index: int | None) -> NoReturn:
+    """Raises for the label `value`, found at `place`."""
     also = "" if ignore_index is None else f" or {ignore_index} (ignore_index)"
     raise ValueError(f"labels: expected integers in [0, {num_classes}){also}, got {value} at {tuple(place)}")
 

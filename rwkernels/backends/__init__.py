@@ -77,6 +77,33 @@ class Backend(Protocol):
     ) -> None:
         """Distance to the nearest pixel of another label, float32 [B, *S]."""
 
+    def pass_axis(self, field: Tensor, labels: Tensor, axis: int, unit: float, first: bool, black_border: bool) -> None:
+        """One axis of the separable transform, in place, over a block that holds whole lines of that axis.
+
+        `field`, float32 in the shape of `labels`, holds the squared distance along the axes passed before, in squared
+        pixels of the last of them; `unit` of this axis's squared pixels is one of those. It comes out in this axis's.
+        On the `first` axis, the last one that is longer than 1, nothing is read from it.
+        """
+
+    def largest_of_classes(self, field: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+        """The largest of `field` over the pixels of every class, float32 [K]; 0 for a class that is absent."""
+
+    def rectify(
+        self,
+        field: Tensor,
+        labels: Tensor,
+        num_classes: int,
+        squared_max: Tensor,
+        class_max: Tensor | None,
+        spacing: float,
+        ignore_index: int | None,
+    ) -> None:
+        """Eq. 4 in place: from squared distances, in pixels of size `spacing`, to the foreground of a rectified map.
+
+        `squared_max`, float32 [K], holds the largest of the whole image; `class_max`, if given, what is divided by
+        instead.
+        """
+
     def fill_class_distance(
         self,
         out: Tensor,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -110,6 +111,56 @@ def fill_distance(out: Tensor, labels: Tensor, spacing: Sequence[float], squared
         squared,
         black_border,
         threads(),
+    )
+
+
+def pass_axis(field: Tensor, labels: Tensor, axis: int, unit: float, first: bool, black_border: bool) -> None:
+    """See `Backend`."""
+    core().axis_pass(
+        labels=labels.data_ptr(),
+        code=_code(labels),
+        field=field.data_ptr(),
+        outer=math.prod(labels.shape[:axis]),
+        n=labels.shape[axis],
+        inner=math.prod(labels.shape[axis + 1 :]),
+        unit=unit,
+        first=first,
+        bounded=black_border,
+        threads=threads(),
+    )
+
+
+def largest_of_classes(field: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    """See `Backend`."""
+    largest = field.new_empty(num_classes)
+    sizes = (1, 1, 1, labels.numel())
+    core().class_max(
+        labels.data_ptr(), _code(labels), field.data_ptr(), largest.data_ptr(), sizes, num_classes, threads()
+    )
+    return largest
+
+
+def rectify(
+    field: Tensor,
+    labels: Tensor,
+    num_classes: int,
+    squared_max: Tensor,
+    class_max: Tensor | None,
+    spacing: float,
+    ignore_index: int | None,
+) -> None:
+    """See `Backend`."""
+    core().rectify(
+        labels=labels.data_ptr(),
+        code=_code(labels),
+        field=field.data_ptr(),
+        n=labels.numel(),
+        num_classes=num_classes,
+        squared_max=squared_max.data_ptr(),
+        class_max=_address(class_max),
+        spacing=spacing,
+        ignore=ignore_index,
+        threads=threads(),
     )
 
 

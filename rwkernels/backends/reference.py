@@ -258,6 +258,33 @@ def fill_distance(out: Tensor, labels: Tensor, spacing: Sequence[float], squared
     out.copy_(distance(labels, spacing, squared, black_border, _precision(labels.device)))
 
 
+def pass_axis(field: Tensor, labels: Tensor, axis: int, unit: float, first: bool, black_border: bool) -> None:
+    """See `Backend`. In float32, as every backend rounds: pixels are the unit, so that squares are whole numbers."""
+    start = torch.full_like(field, torch.inf) if first else field * unit
+    field.copy_(_min_plus(labels, start, axis, 1.0, black_border))
+
+
+def largest_of_classes(field: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    """See `Backend`."""
+    return class_max(labels.unsqueeze(0), field.unsqueeze(0), num_classes)[0]
+
+
+def rectify(
+    field: Tensor,
+    labels: Tensor,
+    num_classes: int,
+    squared_max: Tensor,
+    class_max: Tensor | None,
+    spacing: float,
+    ignore_index: int | None,
+) -> None:
+    """See `Backend`."""
+    d = field.double().sqrt() * spacing
+    largest = squared_max.double().sqrt() * spacing if class_max is None else class_max.double()
+    foreground = rectified_distance(labels[None], d[None], num_classes, largest[None], ignore_index)
+    field.copy_(foreground[0])
+
+
 def fill_class_distance(
     out: Tensor,
     labels: Tensor,

@@ -5,6 +5,7 @@
 namespace rwk {
 
 void bind_distance(nanobind::module_& m);
+void bind_axis(nanobind::module_& m);
 void bind_loss(nanobind::module_& m);
 void bind_negatives(nanobind::module_& m);
 

@@ -7,61 +7,20 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <cstdlib>
 #include <limits>
-#include <memory>
-#include <new>
 #include <optional>
 #include <stdexcept>
 #include <string>
-#include <tuple>
-#include <unordered_map>
-#include <vector>
 
 #include "bind.hpp"
 #include "distance.hpp"
-#include "labels.hpp"
+#include "encoding.hpp"
 #include "maps.hpp"
-#include "pool.hpp"
 
 namespace nb = nanobind;
 
 namespace rwk {
 namespace {
-
-using Address = std::uintptr_t;
-using Dims = std::tuple<std::int64_t, std::int64_t, std::int64_t, std::int64_t>;
-using Spacing = std::tuple<double, double, double>;
-using Ignore = std::optional<std::int64_t>;
-
-struct Free {
-  void operator()(void* memory) const { std::free(memory); }
-};
-// Not touched before use, unlike std::vector: large arrays come as fresh pages.
-template <class T>
-using Array = std::unique_ptr<T[], Free>;
-
-template <class T>
-Array<T> make_array(std::int64_t size, bool zeros = false) {
-  const auto n = static_cast<std::size_t>(std::max<std::int64_t>(size, 1));
-  void* memory = zeros ? std::calloc(n, sizeof(T)) : std::malloc(n * sizeof(T));
-  if (memory == nullptr) throw std::bad_alloc();
-  return Array<T>(static_cast<T*>(memory));
-}
-
-template <class T>
-T* pointer(Address address) {
-  return reinterpret_cast<T*>(address);
-}
-
-LabelType label_type(const std::string& code) {
-  if (code == "u1") return LabelType::u1;
-  if (code == "i1") return LabelType::i1;
-  if (code == "i2") return LabelType::i2;
-  if (code == "i4") return LabelType::i4;
-  if (code == "i8") return LabelType::i8;
-  throw std::invalid_argument("code: expected one of u1, i1, i2, i4, i8, got '" + code + "'");
-}
 
 Float float_type(const std::string& code) {
   if (code == "f4") return Float::f4;
@@ -69,16 +28,6 @@ Float float_type(const std::string& code) {
   if (code == "bf") return Float::bf;
   if (code == "f2") return Float::f2;
   throw std::invalid_argument("out_code: expected one of f4, f8, bf, f2, got '" + code + "'");
-}
-
-Labels make_labels(Address data, const std::string& code, const Dims& dims) {
-  const auto [b, z, y, x] = dims;
-  std::int64_t pixels = 0, total = 0;
-  if (b < 0 || z < 0 || y < 0 || x < 0) throw std::invalid_argument("dims: expected no negative length");
-  if (__builtin_mul_overflow(z, y, &pixels) || __builtin_mul_overflow(pixels, x, &pixels) ||
-      __builtin_mul_overflow(pixels, b, &total) || total > std::numeric_limits<std::int64_t>::max() / 8)
-    throw std::invalid_argument("dims: more elements than memory can hold");
-  return {pointer<const void>(data), label_type(code), b, pixels};
 }
 
 // Axes of length 1 at the end only cost time: columns are fast where pixels lie side by side.
@@ -120,125 +69,10 @@ Grid make_grid(const Dims& dims, int axes, const Spacing& spacing, bool black_bo
   return grid;
 }
 
-void check_classes(std::int64_t num_classes) {
-  if (num_classes < 0)
-    throw std::invalid_argument("num_classes: expected at least 0, got " + std::to_string(num_classes));
-  constexpr std::int64_t most = std::numeric_limits<std::int32_t>::max() - 2;
-  if (num_classes > most)
-    throw std::invalid_argument("num_classes: expected at most " + std::to_string(most) + ", got " +
-                                std::to_string(num_classes));
-}
-
-// Waking threads costs more than this many pixels.
-int useful_threads(const Labels& labels, int threads) {
-  return labels.batch * labels.pixels < (1 << 17) ? 1 : std::max(threads, 1);
-}
-
-std::int64_t count_of_blocks(const Labels& labels) {
-  return labels.batch * ((labels.pixels + tally_block - 1) / tally_block);
-}
-
-struct Encoded {
-  Codes codes;
-  Array<char> memory;
-  std::int64_t first_bad = -1;
-};
-
-struct Tallied {
-  std::int64_t first_bad = -1, ignored = 0;
-};
-
-Tallied sum_tallies(const Labels& labels, const Tally* tallies, std::int64_t* count) {
-  Tallied sum;
-  const std::int64_t per_image = labels.batch > 0 ? count_of_blocks(labels) / labels.batch : 0;
-  for (std::int64_t b = 0; b < labels.batch; ++b) {
-    std::int64_t ignored = 0;
-    for (std::int64_t i = b * per_image; i < (b + 1) * per_image; ++i) {
-      ignored += tallies[i].ignored;
-      if (sum.first_bad < 0) sum.first_bad = tallies[i].first_bad;
-    }
-    if (count) count[b] = labels.pixels - ignored;
-    sum.ignored += ignored;
-  }
-  return sum;
-}
-
-Encoded encode(const Labels& labels, const Classes& classes, std::int64_t* count, int threads) {
-  Encoded result;
-  const auto tallies = make_array<Tally>(count_of_blocks(labels));
-  const bool class_ignored = classes.has_ignore && classes.ignore >= 0 && classes.ignore < classes.num_classes;
-  const bool as_it_is = labels.type == LabelType::u1 && !class_ignored;
-  Codes& codes = result.codes;
-  codes.bytes = as_it_is || classes.num_classes <= 254 ? 1 : classes.num_classes <= 65534 ? 2 : 4;
-  if (as_it_is) {
-    codes.data = labels.data;
-    codes.size = 256;
-    codes.ignored = classes.has_ignore && classes.ignore >= 0 && classes.ignore < 256 ? classes.ignore : -1;
-  } else {
-    result.memory = make_array<char>(labels.batch * labels.pixels * codes.bytes);
-    codes.data = result.memory.get();
-    codes.size = classes.num_classes + 2;
-    codes.ignored = classes.num_classes;
-  }
-  active_label_kernels().encode(labels, classes, result.memory.get(), codes.bytes, tallies.get(), threads);
-  const Tallied sum = sum_tallies(labels, tallies.get(), count);
-  result.first_bad = sum.first_bad;
-  codes.special = sum.ignored > 0 || sum.first_bad >= 0;
-  return result;
-}
-
-// Labels of any value, spread over more than 2^32: equal stays equal, different stays different.
-void rank(const Labels& labels, std::uint32_t* codes) {
-  const auto* data = static_cast<const std::int64_t*>(labels.data);
-  std::unordered_map<std::int64_t, std::uint32_t> ranks;
-  for (std::int64_t b = 0; b < labels.batch; ++b, data += labels.pixels, codes += labels.pixels) {
-    ranks.clear();
-    for (std::int64_t i = 0; i < labels.pixels; ++i) {
-      if (ranks.size() > std::numeric_limits<std::uint32_t>::max())
-        throw std::invalid_argument("labels: expected at most 2^32 different labels in an image");
-      codes[i] = ranks.try_emplace(data[i], static_cast<std::uint32_t>(ranks.size())).first->second;
-    }
-  }
-}
-
-// Codes where only equality counts: as few bytes as keep different labels different.
-Encoded encode_for_equality(const Labels& labels, int threads) {
-  Encoded result;
-  Codes& codes = result.codes;
-  codes.data = labels.data;
-  codes.bytes = size_of(labels.type);
-  if (codes.bytes <= 2) return result;
-  const std::int64_t blocks = count_of_blocks(labels);
-  const auto extents = make_array<Extent>(blocks);
-  active_label_kernels().extents(labels, extents.get(), threads);
-  Extent all = extents[0];
-  for (std::int64_t i = 1; i < blocks; ++i)
-    all = {std::min(all.low, extents[i].low), std::max(all.high, extents[i].high)};
-  const auto range = static_cast<std::uint64_t>(all.high) - static_cast<std::uint64_t>(all.low);
-  const int needed = range < 256 ? 1 : range < 65536 ? 2 : 4;
-  if (needed == codes.bytes) return result;
-  codes.bytes = needed;
-  result.memory = make_array<char>(labels.batch * labels.pixels * needed);
-  codes.data = result.memory.get();
-  if (range > std::numeric_limits<std::uint32_t>::max()) {
-    rank(labels, reinterpret_cast<std::uint32_t*>(result.memory.get()));
-  } else {
-    active_label_kernels().truncate(labels, result.memory.get(), needed, threads);
-  }
-  return result;
-}
-
 Array<RowRange> class_rows(const Codes& codes, std::int64_t num_classes, const Grid& grid, int threads) {
   auto ranges = make_array<RowRange>(grid.batch * num_classes * grid.length[0]);
   active_distance_kernels().class_rows(codes, num_classes, grid, ranges.get(), threads);
   return ranges;
-}
-
-bool empty(const Labels& labels) { return labels.batch == 0 || labels.pixels == 0; }
-
-Classes make_classes(std::int64_t num_classes, const Ignore& ignore) {
-  check_classes(num_classes);
-  return {num_classes, ignore.has_value(), ignore.value_or(0)};
 }
 
 void distance(Address data, const std::string& code, Address out, const Dims& dims, int axes, const Spacing& spacing,
@@ -360,9 +194,7 @@ std::int64_t first_bad_label(Address data, const std::string& code, std::int64_t
   const Classes classes = make_classes(num_classes, ignore);
   if (empty(labels)) return -1;
   nb::gil_scoped_release release;
-  const auto tallies = make_array<Tally>(count_of_blocks(labels));
-  active_label_kernels().encode(labels, classes, nullptr, 1, tallies.get(), useful_threads(labels, threads));
-  return sum_tallies(labels, tallies.get(), nullptr).first_bad;
+  return find_bad_label(labels, classes, threads);
 }
 
 }  // namespace

@@ -53,9 +53,31 @@ void class_distance(const Codes& codes, std::int64_t num_classes, const RowRange
   });
 }
 
+void axis(const Codes& codes, const AxisPass& pass, int threads) {
+  with_labels(codes, [&](const auto* labels) {
+    if (pass.first) {
+      const std::int64_t block = 1 + pixels_per_piece / pass.n;
+      parallel_for(pieces(pass.outer, block), threads, [&](std::int64_t i) {
+        const std::int64_t last = (i + 1) * block < pass.outer ? (i + 1) * block : pass.outer;
+        for (std::int64_t row = i * block; row < last; ++row)
+          row_distance(labels + row * pass.n, pass.n, pass.bounded, pass.field + row * pass.n);
+      });
+      return;
+    }
+    const std::int64_t width = columns_per_piece(pass.n), strips = pieces(pass.inner, width);
+    parallel_for(pass.outer * strips, threads, [&](std::int64_t i) {
+      const std::int64_t from = i % strips * width, at = i / strips * pass.n * pass.inner + from;
+      const std::int64_t columns = from + width < pass.inner ? width : pass.inner - from;
+      column_pass<true>(Columns{pass.field + at, pass.n, pass.inner, columns, at, pass.unit, pass.bounded, 0, pass.n,
+                                nullptr},
+                        labels + at, Keep{});
+    });
+  });
+}
+
 }  // namespace
 
 extern const DistanceKernels distance_kernels;
-const DistanceKernels distance_kernels = {distance, class_rows, class_distance};
+const DistanceKernels distance_kernels = {distance, class_rows, class_distance, axis};
 
 }  // namespace rwk::RWK_ISA

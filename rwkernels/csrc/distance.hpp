@@ -33,6 +33,15 @@ struct RowRange {
   std::int32_t low, high;
 };
 
+// One axis of the transform alone, over lines that are whole: pixel (o, y, i) lies at (o * n + y) * inner + i.
+struct AxisPass {
+  std::int64_t outer, n, inner;
+  float* field;  // squared distance so far, in squared pixels of the axis passed before; out: of this axis
+  float unit;    // squared pixels of the axis passed before to those of this one; of no use to the first
+  bool first;    // is it the first axis? Then field need not hold anything, and inner is 1.
+  bool bounded;
+};
+
 struct DistanceKernels {
   // Squared distance to the nearest pixel of another label, or its root.
   void (*distance)(const Codes&, float* out, const Grid&, bool squared, int threads);
@@ -40,6 +49,7 @@ struct DistanceKernels {
   void (*class_rows)(const Codes&, std::int64_t num_classes, const Grid&, RowRange* ranges, int threads);
   void (*class_distance)(const Codes&, std::int64_t num_classes, const RowRange*, float* out, const Grid&, bool squared,
                          int threads);
+  void (*axis)(const Codes&, const AxisPass&, int threads);
 };
 RWK_DECLARE_TABLES(DistanceKernels, distance_kernels)
 

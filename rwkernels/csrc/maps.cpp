@@ -130,29 +130,44 @@ struct RectifyMany : Keep {
   }
 };
 
+// Eq. 4 for pixels [from, to) of image b, once all of its maxima are known.
+template <class L>
+void rectify_run(const L* labels, const Codes& codes, const RectifiedMap& map, const Grid& grid, std::int64_t b,
+                 std::int64_t from, std::int64_t to) {
+  float* d = map.foreground + b * grid.pixels();
+  const L* here = labels + b * grid.pixels();
+  if (d[from] == infinity) {  // a single label
+    const bool of_class = here[from] < map.num_classes;
+    const float value = here[from] == codes.ignored ? 0.0f : of_class ? -1.0f : not_a_number;
+    for (std::int64_t i = from; i < to; ++i) d[i] = value;
+    return;
+  }
+  auto* factors = static_cast<float*>(thread_scratch(static_cast<std::size_t>(codes.size) * sizeof(float)));
+  factors_of_image(codes, map, grid, b, factors);
+  if (codes.size <= lanes) {
+    finish_all(RectifyFew(factors, codes.size), d + from, here + from, d + from, from, to - from);
+  } else {
+    finish_all(RectifyMany(factors), d + from, here + from, d + from, from, to - from);
+  }
+}
+
 void rectified(const Codes& codes, const RectifiedMap& map, const Grid& grid, int threads) {
-  const std::int64_t image = grid.pixels();
   with_labels(codes, [&](const auto* labels) {
-    const auto after = [&](std::int64_t b, std::int64_t from, std::int64_t to) {
-      float* d = map.foreground + b * image;
-      const auto* here = labels + b * image;
-      if (map.maxima[b * codes.size + here[0]] == infinity) {  // a single label
-        const bool of_class = here[0] < map.num_classes;
-        const float value = here[0] == codes.ignored ? 0.0f : of_class ? -1.0f : not_a_number;
-        for (std::int64_t i = from; i < to; ++i) d[i] = value;
-        return;
-      }
-      auto* factors = static_cast<float*>(thread_scratch(static_cast<std::size_t>(codes.size) * sizeof(float)));
-      factors_of_image(codes, map, grid, b, factors);
-      if (codes.size <= lanes) {
-        finish_all(RectifyFew(factors, codes.size), d + from, here + from, d + from, from, to - from);
-      } else {
-        finish_all(RectifyMany(factors), d + from, here + from, d + from, from, to - from);
-      }
-    };
     label_transform(
         labels, map.foreground, grid, threads,
-        [&](std::int64_t b) { return KeepMaxima{map.maxima + b * codes.size}; }, after);
+        [&](std::int64_t b) { return KeepMaxima{map.maxima + b * codes.size}; },
+        [&](std::int64_t b, std::int64_t from, std::int64_t to) { rectify_run(labels, codes, map, grid, b, from, to); });
+  });
+}
+
+void rectify_all(const Codes& codes, const RectifiedMap& map, const Grid& grid, int threads) {
+  const std::int64_t image = grid.pixels(), blocks = pieces(image, pixels_per_piece);
+  with_labels(codes, [&](const auto* labels) {
+    parallel_for(grid.batch * blocks, threads, [&](std::int64_t i) {
+      const std::int64_t from = i % blocks * pixels_per_piece;
+      rectify_run(labels, codes, map, grid, i / blocks, from,
+                  from + pixels_per_piece < image ? from + pixels_per_piece : image);
+    });
   });
 }
 
@@ -247,6 +262,6 @@ void class_max(const Codes& codes, const float* distance, float* maxima, std::in
 void dense(const DenseMap&, int threads);
 
 extern const MapKernels map_kernels;
-const MapKernels map_kernels = {rectified, boundary, class_max, dense};
+const MapKernels map_kernels = {rectified, rectify_all, boundary, class_max, dense};
 
 }  // namespace rwk::RWK_ISA

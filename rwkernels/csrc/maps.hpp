@@ -39,6 +39,8 @@ struct DenseMap {
 
 struct MapKernels {
   void (*rectified)(const Codes&, const RectifiedMap&, const Grid&, int threads);
+  // Eq. 4 alone: `foreground` holds squared distances, pixels of the last axis, and `maxima` is known.
+  void (*rectify)(const Codes&, const RectifiedMap&, const Grid&, int threads);
   void (*boundary)(const Codes&, const BoundaryMap&, const Grid&, int threads);
   void (*class_max)(const Codes&, const float* distance, float* maxima, std::int64_t batch, std::int64_t pixels,
                     int threads);
