@@ -106,7 +106,10 @@ def restore_threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker("large") is not None and "large" not in config.option.markexpr:
+            item.add_marker(pytest.mark.skip(reason="takes minutes and gigabytes: python -m pytest -m large"))
     if torch.cuda.is_available():
         return
     for item in items:

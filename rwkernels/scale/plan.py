@@ -17,8 +17,9 @@ FIELD_BYTES = 4  # float32, as in memory: the same numbers, rounded the same way
 # labels in a narrower type.
 WORK_BYTES = 4
 VECTOR = 32  # columns that the C++ core solves together
-# What opening, packing and naming one chunk is worth, in bytes that could be moved meanwhile.
-CHUNK_COST = 500_000
+# What one chunk costs beyond its bytes, and one run of pixels that lie side by side in it, in bytes that could be moved
+# meanwhile. Only the choice between plans depends on them.
+CHUNK_COST, RUN_COST = 500_000, 32
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,8 @@ def plan(
         stages = tuple(Stage(group, _block(shape, tile, group)) for group in groups)
         task_bytes = max(math.prod(stage.block) for stage in stages) * pixel_bytes
         found = Plan(tuple(shape), tile, stages, task_bytes)
-        cost = found.traffic(label_bytes) + CHUNK_COST * 3 * (len(stages) - 1) * _chunk_count(shape, tile)
+        cut = CHUNK_COST * _chunk_count(shape, tile) + RUN_COST * math.prod(shape) / tile[-1]
+        cost = found.traffic(label_bytes) + 3 * (len(stages) - 1) * cut
         if best is None or cost < best[0]:
             best = cost, found
     if best is None:
@@ -194,7 +196,7 @@ def _fit_tile(
         free = [axis for axis in passed - whole if tile[axis] > min(fixed[axis], shape[axis])]
         if not free:
             return None
-        widest = max(free, key=lambda axis: (tile[axis] / fixed[axis], axis))
+        widest = max(free, key=lambda axis: (tile[axis], -axis))
         size[widest] = max(tile[widest] - max(tile[widest] // 16, 1), 1)
 
 

@@ -92,8 +92,8 @@ _folders: dict[Path, int] = {}
 
 
 def _remove(folder: Path) -> None:
+    """Removes a folder. It stays known: what a task of a cluster writes that was not done yet is removed at exit."""
     if _folders.get(folder) == os.getpid():
-        del _folders[folder]
         shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -284,7 +285,8 @@ class _Run:
         count = checks.integer("workers", workers, lowest=1)
         if get_scheduler() is not None:
             return dask.compute(*tasks)
-        return dask.compute(*tasks, scheduler="threads", num_workers=count)
+        with ThreadPoolExecutor(count) as pool:  # after an error it waits for the tasks that are still writing
+            return dask.compute(*tasks, scheduler="threads", pool=pool)
 
     def describe(self, of_map: dict[str, Any]) -> None:
         """Says in the attributes what the array holds."""
