@@ -73,7 +73,7 @@ def test_an_array_of_the_callers_is_written_in_whole_chunks(tmp_path, source, sh
         str(tmp_path / "out.zarr"), shape=SHAPE, chunks=(16, 20, 24), shards=shards, dtype=np.float32
     )
     assert (
-        scale.distance_transform_zarr(da.from_array(source, chunks=30), target, memory=1_500_000, workers=2) is target
+        scale.distance_transform_zarr(da.from_array(source, chunks=30), target, memory=2_600_000, workers=2) is target
     )
     np.testing.assert_array_equal(target[:], rw.distance_transform(source[None])[0])
 

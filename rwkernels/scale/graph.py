@@ -14,6 +14,7 @@ from rwkernels import checks
 from rwkernels.scale import blocks
 from rwkernels.scale.blocks import Job, Region
 from rwkernels.scale.plan import chunks, regions
+from rwkernels.scale.scratch import read_field
 
 Finish = Callable[[Any, Any, Region], Any]
 
@@ -141,7 +142,7 @@ def kept_field(labels: da.Array | None, job: Job) -> Any:
 
 def _rectified(job: Job, squared_max: Any, block_info: Any = None) -> Any:
     region = tuple(slice(*ends) for ends in block_info[None]["array-location"])
-    block = blocks.read_field(job.scratch.open(blocks.field_name(len(job.plan.stages) - 1)), region)
+    block = read_field(job.scratch.open(blocks.field_name(len(job.plan.stages) - 1)), region)
     own = squared_max[blocks.leading(region, job.spatial_dims)]
     return blocks.rectify(job.labels()[region], block, own, None, job)
 

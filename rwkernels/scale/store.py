@@ -322,10 +322,11 @@ def _checked_chunks(chunks: Sequence[int], shape: Sequence[int]) -> list[int]:
 def _reads(labels: Any, block: Sequence[int]) -> float:
     """How often a chunk of labels is read by tasks that read `block` each."""
     stored = labels.shards or labels.chunks
-    return math.prod(
+    reads: float = math.prod(
         1 if size >= n or size % chunk == 0 else math.ceil(chunk / size) if chunk % size == 0 else chunk / size + 1
         for size, chunk, n in zip(block, stored, labels.shape, strict=True)
     )
+    return reads
 
 
 def _exists(path: Path) -> FileExistsError:
