@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 def _parser() -> argparse.ArgumentParser:
     from rwkernels import __version__, bench, demo, show
+    from rwkernels.service import command as service
 
     parser = argparse.ArgumentParser(prog="rwkernels", description="Region-wise loss at memory speed.")
     parser.add_argument("--version", action="version", version=f"rwkernels {__version__}")
@@ -29,6 +30,13 @@ def _parser() -> argparse.ArgumentParser:
         commands.add_parser("bench", help="measure maps, loss and labels to gradient here, against other libraries")
     )
     show.add_arguments(commands.add_parser("show", help="draw the maps of a label image of your own"))
+    service.add_arguments(
+        commands.add_parser(
+            "serve",
+            help="answer batches of labels with their maps, over Arrow Flight",
+            description="Builds maps for the data loaders of other processes and machines (RemoteMapBuilder).",
+        )
+    )
     return parser
 
 
@@ -48,6 +56,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from rwkernels import show
 
             return show.run(parsed)
+        if parsed.command == "serve":
+            from rwkernels.service import command
+
+            return command.run(parsed)
         from rwkernels import demo
 
         return demo.run(parsed)

@@ -16,10 +16,10 @@ Result = TypeVar("Result")
 
 
 class BackgroundThread:
-    """One thread that does what it is given in order. It ends when this object is gone or closed."""
+    """A thread, or several, that begin what they are given in order. They end when this object is gone or closed."""
 
-    def __init__(self) -> None:
-        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="rwkernels-maps")
+    def __init__(self, count: int = 1) -> None:
+        self._executor = ThreadPoolExecutor(max_workers=count, thread_name_prefix="rwkernels-maps")
         # The thread must not keep a loop that was left alive: work not begun is dropped.
         self.close = weakref.finalize(self, self._executor.shutdown, wait=False, cancel_futures=True)
 

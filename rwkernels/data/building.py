@@ -25,6 +25,8 @@ Map = RectifiedMap | Tensor
 class MapBuilder:
     """Where a batch holds its labels, and which map is made of them. See `MapLoader` for the arguments."""
 
+    remote = False  # whether another process does the work, so that this one waits for it
+
     def __init__(
         self,
         num_classes: int,
@@ -152,6 +154,21 @@ class MapBuilder:
             one = {name: value[image : image + 1] for name, value in keywords.items()}
             parts.append(self._function(labels[image : image + 1], spacing=row, **one))
         return _joined(parts, labels)
+
+
+def chosen(builder: MapBuilder | None, num_classes: int | None, options: Mapping[str, Any]) -> MapBuilder:
+    """The given builder, or a local one of `num_classes` with `options`; not both."""
+    if builder is None:
+        if num_classes is None:
+            raise TypeError("num_classes: expected an integer (or a builder), got None")
+        return MapBuilder(num_classes, **options)
+    if not isinstance(builder, MapBuilder):
+        raise TypeError(f"builder: expected a map builder, got {checks.describe(builder)}")
+    if num_classes not in (None, builder.num_classes):
+        raise ValueError(f"num_classes: expected {builder.num_classes}, the builder's, or None, got {num_classes!r}")
+    if options:
+        raise ValueError(f"{next(iter(options))}: expected to be given to the builder, not beside it")
+    return builder
 
 
 def rows_of_spacing(value: Any, size: int) -> list[Any]:

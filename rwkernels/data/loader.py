@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
@@ -14,7 +15,7 @@ from torch.utils.data import get_worker_info
 from rwkernels import checks
 from rwkernels.data import ahead, batches
 from rwkernels.data.batches import Key
-from rwkernels.data.building import Map, MapBuilder
+from rwkernels.data.building import Map, MapBuilder, chosen
 
 
 class MapLoader:
@@ -27,7 +28,7 @@ class MapLoader:
 
     Args:
         loader: A `DataLoader`, or any iterable of batches: MONAI's `ThreadDataLoader`, nnU-Net's augmenters, a list.
-        num_classes: Number of classes K.
+        num_classes: Number of classes K; not needed beside a `builder`.
         label_key: Where a batch holds its labels: key of a mapping, index into a tuple or list, name of an attribute
             of anything else (a namedtuple or dataclass). Default: index 1 of a tuple or list, else `"label"`. Labels
             are `[B, *S]` or `[B, 1, *S]`, integers or floats that hold whole numbers, tensors or arrays.
@@ -51,9 +52,11 @@ class MapLoader:
         backend: Name of the backend to use instead of the default one.
         map_options: Further options of the family: `{"alpha": ..., "beta": ...}` of `constant_map`, `{"absent": ...,
             "inside_offset": ...}` of `boundary_map`; keywords for a function.
-        depth: How many batches to be ahead.
+        depth: How many batches to be ahead. A service is asked for as many at a time.
         threads: Threads of the core for one map on the CPU; None for as many as torch uses. One leaves the others, and
             the pool of threads that the loss uses, to the training step.
+        builder: What builds the maps instead, such as a `RemoteMapBuilder` of `rwkernels.service`. It has its own number
+            of classes and options; here remain `device` and `depth`.
 
     Raises:
         TypeError: An argument has the wrong type.
@@ -78,7 +81,7 @@ class MapLoader:
     def __init__(
         self,
         loader: Iterable[Any],
-        num_classes: int,
+        num_classes: int | None = None,
         *,
         label_key: Key | None = None,
         map_key: str = "map",
@@ -95,28 +98,32 @@ class MapLoader:
         map_options: Mapping[str, Any] | None = None,
         depth: int = 1,
         threads: int | None = 1,
+        builder: MapBuilder | None = None,
     ) -> None:
         if not isinstance(loader, Iterable) and not hasattr(loader, "__getitem__"):
             raise TypeError(f"loader: expected an iterable of batches, got {checks.describe(loader)}")
         self.loader = loader
         self.device = None if device is None else torch.device(device)
         self.depth = checks.integer("depth", depth, lowest=1)
-        self.builder = MapBuilder(
-            num_classes,
-            label_key=label_key,
-            map_key=map_key,
-            maps=maps,
-            spacing=spacing,
-            spacing_key=spacing_key,
-            class_max_key=class_max_key,
-            ignore_index=ignore_index,
-            black_border=black_border,
-            spatial_dims=spatial_dims,
-            validate=validate,
-            backend=backend,
-            map_options=map_options,
-            threads=threads,
-        )
+        options: dict[str, Any] = {
+            "label_key": label_key,
+            "map_key": map_key,
+            "maps": maps,
+            "spacing": spacing,
+            "spacing_key": spacing_key,
+            "class_max_key": class_max_key,
+            "ignore_index": ignore_index,
+            "black_border": black_border,
+            "spatial_dims": spatial_dims,
+            "validate": validate,
+            "backend": backend,
+            "map_options": map_options,
+            "threads": threads,
+        }
+        if builder is not None:
+            takes = inspect.signature(MapBuilder).parameters
+            options = {name: value for name, value in options.items() if value is not takes[name].default}
+        self.builder = chosen(builder, num_classes, options)
 
     def __iter__(self) -> Iterator[Any]:
         return MapIterator(self.loader, self.builder, self.device, self.depth)
@@ -183,6 +190,9 @@ class MapIterator:
     def _start(self, batch: Any) -> Callable[[], Any]:
         key, labels = self._builder.labels_of(batch)
         device = labels.device if self._device is None else self._device
+        if self._builder.remote:
+            _refuse_cuda_in_worker(device)
+            return partial(_complete, self._builder.map_key, batch, key, labels, self._ask(batch, labels, device))
         work = partial(_built, self._builder, batch, key, labels, device)
         if device.type == "cpu":
             if self._thread is None:
@@ -196,6 +206,18 @@ class MapIterator:
         else:
             finish = ahead.at_once(work)
         return partial(_complete, self._builder.map_key, batch, key, labels, finish)
+
+
+    def _ask(self, batch: Any, labels: Tensor, device: torch.device) -> Callable[[], tuple[Tensor, Map]]:
+        """Lets another process build the map, while threads wait for it; it is moved when it is taken."""
+        if self._thread is None:
+            self._thread = ahead.BackgroundThread(self._depth)
+        wait = self._thread.start(partial(self._builder.of_batch, batch, labels.cpu()))
+
+        def finish() -> tuple[Tensor, Map]:
+            return ahead.to_device(labels, device), wait().to(device, non_blocking=device.type != "cpu")
+
+        return finish
 
 
 def _built(builder: MapBuilder, batch: Any, key: Key, labels: Tensor, device: torch.device) -> tuple[Tensor, Map]:

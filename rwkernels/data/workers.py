@@ -10,7 +10,7 @@ from torch.utils.data import default_collate, get_worker_info
 
 from rwkernels import checks
 from rwkernels.data import batches
-from rwkernels.data.building import MapBuilder
+from rwkernels.data.building import MapBuilder, chosen
 
 
 class AddMap:
@@ -21,6 +21,8 @@ class AddMap:
 
     Args:
         num_classes: Number of classes K.
+        builder: What builds the maps instead, such as a `RemoteMapBuilder` of `rwkernels.service`; it has its own
+            number of classes and options.
         **options: `label_key`, `map_key`, `maps`, `spacing`, `spacing_key`, `class_max_key`, `ignore_index`,
             `black_border`, `spatial_dims`, `validate`, `backend`, `map_options` and `threads` as of `MapLoader`, for
             samples: labels are `[*S]` or `[1, *S]`, a spacing one number or one per axis, largest distances `[K]`.
@@ -38,8 +40,8 @@ class AddMap:
         torch.Size([4, 6])
     """
 
-    def __init__(self, num_classes: int, **options: Any) -> None:
-        self.builder = MapBuilder(num_classes, **options)
+    def __init__(self, num_classes: int | None = None, *, builder: MapBuilder | None = None, **options: Any) -> None:
+        self.builder = chosen(builder, num_classes, options)
 
     def __call__(self, sample: Any) -> Any:
         """The sample with its map."""
@@ -56,6 +58,8 @@ class MapCollate:
     Args:
         num_classes: Number of classes K.
         collate: What makes a batch of samples. Default: PyTorch's.
+        builder: What builds the maps instead, such as a `RemoteMapBuilder` of `rwkernels.service`; it has its own
+            number of classes and options.
         **options: As of `MapLoader`, but for `device` and `depth`.
 
     Raises:
@@ -73,11 +77,18 @@ class MapCollate:
         torch.Size([5, 4, 6])
     """
 
-    def __init__(self, num_classes: int, *, collate: Callable[[list[Any]], Any] = default_collate, **options: Any):
+    def __init__(
+        self,
+        num_classes: int | None = None,
+        *,
+        collate: Callable[[list[Any]], Any] = default_collate,
+        builder: MapBuilder | None = None,
+        **options: Any,
+    ) -> None:
         if not callable(collate):
             raise TypeError(f"collate: expected a function of a list of samples, got {checks.describe(collate)}")
         self.collate = collate
-        self.builder = MapBuilder(num_classes, **options)
+        self.builder = chosen(builder, num_classes, options)
 
     def __call__(self, samples: list[Any]) -> Any:
         """The batch of the samples, with its map."""

@@ -1,0 +1,356 @@
+"""`RemoteMapBuilder`: the map builder of loaders and transforms, with a service that does the work."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+import time
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rwkernels import checks, quantised
+from rwkernels.compact import RectifiedMap
+from rwkernels.data.batches import Key
+from rwkernels.data.building import Map, MapBuilder
+from rwkernels.maps import MEASURED
+from rwkernels.service import messages
+from rwkernels.service.connection import Connection, Exchange, Target, UnavailableError, Watch, require
+from rwkernels.service.messages import Answer, MalformedError, Request
+from rwkernels.service.pipeline import Asked, Pipeline
+from rwkernels.service.security import Secret, checked_token
+
+_ANSWERS = {None: "float32", 16: "uint16", 8: "uint8"}
+_ERRORS: dict[str, type[Exception]] = {"TypeError": TypeError, "ValueError": ValueError, "RuntimeError": RuntimeError}
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
+_BLOCK = 1 << 16
+
+
+class RemoteMapBuilder(MapBuilder):
+    """Builds maps in a service (`rwkernels serve`) instead of in this process.
+
+    It takes the place of the local builder: `MapLoader(loader, builder=...)`, `MapCollate(builder=...)`,
+    `AddMap(builder=...)`. Labels travel in the narrowest dtype that holds them; of the map, only what labels do not tell
+    comes back. It can be pickled and sent to worker processes; every process opens its connection when it first needs it.
+
+    Args:
+        url: `grpc://HOST:PORT`, or `grpc+tls://HOST:PORT` for a service on another machine.
+        num_classes: Number of classes K.
+        bits: None for float32, the local builder's values; 16 or 8 for maps that take that many bits a pixel on the
+            way (see `rwkernels.quantised`; boundary maps take 16, as float16).
+        token: What the service asks for; better a file, or the environment variable RWKERNELS_TOKEN, which are read
+            where the connection is opened.
+        token_file: File with the token.
+        root_certificates: PEM file that the service's certificate is to be signed by; else the system's.
+        client_certificate: PEM file of the client's own certificate, where the service asks for one.
+        client_key: PEM file of its key.
+        insecure: Allow `grpc://` to other machines, without encryption.
+        timeout: Seconds that one attempt may take.
+        retries: Further attempts while the service is not there or busy, after pauses that double.
+        fallback: Build here, with a warning, once the attempts are used up; the service is asked again after
+            `fallback_time`.
+        fallback_time: Seconds.
+        **options: `label_key`, `map_key`, `maps` (by name), `spacing`, `spacing_key`, `class_max_key`, `ignore_index`,
+            `black_border`, `spatial_dims`, `map_options` and `threads` (of the fallback) as of `MapLoader`.
+
+    Raises:
+        TypeError: An argument has the wrong type.
+        ValueError: An argument has a wrong value; while building, labels are wrong, or too large for the service.
+        ConnectionError: The service cannot be reached, or answers something else.
+        TimeoutError: It did not answer in time.
+        PermissionError: It does not know the token.
+
+    Examples:
+        >>> from rwkernels.service import RemoteMapBuilder
+        >>> RemoteMapBuilder("grpc://127.0.0.1:8815", num_classes=4, bits=16)
+        RemoteMapBuilder('grpc://127.0.0.1:8815', num_classes=4)
+    """
+
+    remote = True
+
+    def __init__(
+        self,
+        url: str,
+        num_classes: int,
+        *,
+        bits: int | None = None,
+        token: str | None = None,
+        token_file: str | os.PathLike[str] | None = None,
+        root_certificates: str | os.PathLike[str] | None = None,
+        client_certificate: str | os.PathLike[str] | None = None,
+        client_key: str | os.PathLike[str] | None = None,
+        insecure: bool = False,
+        timeout: float = 30.0,
+        retries: int = 5,
+        fallback: bool = False,
+        fallback_time: float = 30.0,
+        label_key: Key | None = None,
+        map_key: str = "map",
+        maps: str = "rectified",
+        spacing: float | Sequence[float] | None = None,
+        spacing_key: Key | None = None,
+        class_max_key: Key | None = None,
+        ignore_index: int | None = None,
+        black_border: bool = False,
+        spatial_dims: int | None = None,
+        map_options: Mapping[str, Any] | None = None,
+        threads: int | None = 1,
+    ) -> None:
+        if not isinstance(maps, str):
+            raise TypeError(f"maps: expected the name of a family, got {checks.describe(maps)}")
+        super().__init__(
+            num_classes,
+            label_key=label_key,
+            map_key=map_key,
+            maps=maps,
+            spacing=spacing,
+            spacing_key=spacing_key,
+            class_max_key=class_max_key,
+            ignore_index=ignore_index,
+            black_border=black_border,
+            spatial_dims=spatial_dims,
+            map_options=map_options,
+            threads=threads,
+        )
+        self.family, self.ignore_index, self.black_border = maps, ignore_index, black_border
+        self._options = tuple(
+            sorted((name, checks.number(f"map_options[{name!r}]", value)) for name, value in (map_options or {}).items())
+        )
+        if bits not in _ANSWERS or (maps == "boundary" and bits == 8):
+            raise ValueError(f"bits: expected None, 16 or 8 (boundary maps: None or 16), got {bits!r}")
+        self._answer = "float16" if maps == "boundary" and bits == 16 else _ANSWERS[bits]
+        if token is not None and token_file is not None:
+            raise ValueError("token_file: expected None beside token")
+        require()
+        self._target = Target(
+            url,
+            None if token is None else Secret(checked_token(token, "token")),
+            token_file,
+            root_certificates,
+            client_certificate,
+            client_key,
+        ).checked(checks.flag("insecure", insecure))
+        self.timeout = _positive("timeout", timeout)
+        self.retries = checks.integer("retries", retries, lowest=0)
+        self.fallback = checks.flag("fallback", fallback)
+        self.fallback_time = _positive("fallback_time", fallback_time)
+        self._start()
+
+    def _start(self) -> None:
+        self._connection = Connection(self._target)
+        self._numbers = itertools.count()
+        self._local_until = 0.0
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is pickled and copied: all but the connection."""
+        own = ("_connection", "_numbers", "_local_until")
+        return {name: value for name, value in self.__dict__.items() if name not in own}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._start()
+
+    def __repr__(self) -> str:
+        return f"RemoteMapBuilder({self._target.url!r}, num_classes={self.num_classes})"
+
+    def close(self) -> None:
+        """Closes the connection of this process; building another map opens it again."""
+        self._connection.close()
+
+    def maps_of(self, labels: Iterable[Tensor], window: int = 8) -> Iterator[Map]:
+        """The maps of many batches of labels `[B, *S]`, in order, over one stream.
+
+        Up to `window` batches are under way at a time, so that sending, building and receiving overlap.
+
+        Args:
+            labels: Batches of labels, asked for in a thread beside this one.
+            window: How many; at most the service's own window (8), to be of use.
+
+        Raises:
+            As building one map does.
+        """
+        window = checks.integer("window", window, lowest=1)
+        return self._streamed((self._plain(checks.tensor("labels", batch)) for batch in labels), window)
+
+    def _build(self, labels: Tensor, spacing: list[Any] | None, class_max: Tensor | None) -> Map:
+        if time.monotonic() < self._local_until:
+            return super()._build(labels, spacing, class_max)
+        request, message = self._request(labels, spacing, class_max)
+        try:
+            return self._map(request, labels, *self._answered(request, message))
+        except (ConnectionError, TimeoutError) as error:
+            return self._built_here(error, labels, spacing, class_max)
+
+    def _built_here(self, error: Exception, labels: Tensor, spacing: list[Any] | None, class_max: Tensor | None) -> Map:
+        """The map from the local builder, if that is to take over; raises `error` else."""
+        if not self.fallback:
+            raise error
+        if time.monotonic() >= self._local_until:
+            warnings.warn(
+                f"maps are built here for the next {self.fallback_time:g} seconds: {error}", RuntimeWarning, stacklevel=2
+            )
+        self._local_until = time.monotonic() + self.fallback_time
+        return super()._build(labels, spacing, class_max)
+
+    def _request(self, labels: Tensor, spacing: list[Any] | None, class_max: Tensor | None) -> tuple[Request, bytes]:
+        """The request for a map, and the message it is sent in."""
+        found = _narrowed(checks.labels(labels, self.spatial_dims).cpu())
+        axes = found.dim() - 1
+        rows: tuple[Any, ...] | None = None
+        if self.family in MEASURED:
+            given = spacing or (None if self.spacing is None else [self.spacing])
+            rows = None if given is None else tuple(tuple(checks.spacing(row, axes)) for row in given)
+            if rows is not None and all(row == rows[0] for row in rows):
+                rows = rows[0]
+        parts: list[Any] = [found.numpy().reshape(-1).view(np.uint8)]
+        if class_max is not None:
+            checks.floating("class_max", class_max)
+            checks.shape("class_max", class_max, (len(found), self.num_classes), "[B, K]")
+            largest = class_max.cpu().to(torch.float32).contiguous().numpy()
+            parts.append(largest.astype("<f4", copy=False).reshape(-1).view(np.uint8))
+        request = Request(
+            id=next(self._numbers),
+            family=self.family,
+            shape=tuple(found.shape),
+            dtype=str(found.dtype).removeprefix("torch."),
+            num_classes=self.num_classes,
+            answer=self._answer,
+            spacing=rows,
+            ignore_index=self.ignore_index,
+            black_border=self.black_border and self.family in MEASURED,
+            options=self._options,
+            class_max=class_max is not None,
+        )
+        return request, b"".join((messages.packed(request.header()), *parts))
+
+    def _answered(self, request: Request, message: bytes) -> tuple[Answer, memoryview]:
+        """The answer to one request, over a stream of its own, after as many attempts as it takes."""
+        for attempt in itertools.count():
+            try:
+                return self._attempt(request, message)
+            except UnavailableError:
+                if attempt >= self.retries:
+                    raise
+                longest = min(_FIRST_PAUSE * 2**attempt, _LONGEST_PAUSE)
+                time.sleep(random.uniform(longest / 2, longest))  # apart from the other clients that wait
+        raise AssertionError
+
+    def _attempt(self, request: Request, message: bytes) -> tuple[Answer, memoryview]:
+        exchange = self._connection.exchange(self.timeout)
+        try:
+            exchange.send(message)
+            exchange.no_more()
+            found = self._checked(request, exchange.receive())
+            exchange.finish()
+        except BaseException:
+            exchange.cancel()
+            raise
+        return found
+
+    def _checked(self, request: Request, message: memoryview) -> tuple[Answer, memoryview]:
+        """Answer and payload of a message, checked; an error is raised."""
+        try:
+            header, payload = messages.split(message)
+            answer = messages.answer(header, payload, request)
+        except MalformedError as error:
+            raise ConnectionError(f"{self._target.url}: an answer that cannot be read ({error})") from None
+        if answer.error is not None:
+            kind, text = answer.error
+            if kind == "Unavailable":
+                raise UnavailableError(f"{self._target.url}: {text}")
+            raise _ERRORS[kind](text if kind != "RuntimeError" else f"{self._target.url}: {text}")
+        return answer, payload
+
+    def _map(self, request: Request, labels: Tensor, answer: Answer, payload: memoryview) -> Map:
+        """The map of `labels` from an answer."""
+        values = _values(request, payload, self._target.url).to(labels.device)
+        if answer.background is None:
+            return values
+        count = None
+        if answer.image_count is not None:
+            count = torch.tensor(answer.image_count, dtype=torch.int64, device=labels.device)
+        return RectifiedMap(
+            labels,
+            values,
+            answer.background,
+            num_classes=self.num_classes,
+            ignore_index=self.ignore_index,
+            image_count=count,
+        )
+
+    def _streamed(self, batches: Iterator[Tensor], window: int) -> Iterator[Map]:
+        """The maps of `batches` over one stream; what an interrupted stream leaves open is asked for one by one."""
+        source = (Asked(labels, *self._request(labels, None, None)) for labels in batches)
+        exchange = self._connection.exchange(None)
+        pipeline, watch = Pipeline(source, exchange, window), None
+        try:
+            for asked in pipeline.asked():
+                watch = watch or Watch(self.timeout, exchange.cancel)
+                watch.heard()
+                try:
+                    found = self._next_answer(pipeline, exchange, asked)
+                except (ConnectionError, TimeoutError) as error:
+                    yield self._built_here(error, asked.labels, None, None)
+                else:
+                    yield self._map(asked.request, asked.labels, *found)
+                watch.heard()
+        finally:
+            pipeline.stop()
+            if watch is not None:
+                watch.close()
+            exchange.cancel()
+
+    def _next_answer(self, pipeline: Pipeline, exchange: Exchange, asked: Asked) -> tuple[Answer, memoryview]:
+        """The answer to `asked`, which is the next one of the stream, or one to the same question asked again."""
+        if not pipeline.broken:
+            try:
+                message = exchange.receive()
+            except Exception as error:
+                pipeline.broken = True
+                if not isinstance(error, UnavailableError):
+                    raise
+            else:
+                with suppress(UnavailableError):  # busy
+                    return self._checked(asked.request, message)
+        return self._answered(asked.request, asked.message)
+
+def _narrowed(labels: Tensor) -> Tensor:
+    """The labels in the narrowest dtype that holds them all; the service finds those that are out of range."""
+    if labels.dtype == torch.uint8 or labels.numel() == 0:
+        return labels.contiguous()
+    lowest, highest = (int(value) for value in torch.aminmax(labels))
+    for dtype in (torch.uint8, torch.int8, torch.int16, torch.int32):
+        info = torch.iinfo(dtype)
+        if info.min <= lowest and highest <= info.max:
+            return labels.to(dtype).contiguous()
+    return labels.contiguous()
+
+
+def _values(request: Request, payload: memoryview, url: str) -> Tensor:
+    """The values in a payload, float32; checked, for no map has others."""
+    given = np.frombuffer(payload, np.dtype(request.answer).newbyteorder("<"))
+    if request.answer in ("uint8", "uint16"):
+        codes = given.astype(given.dtype.newbyteorder("="))  # a tensor cannot be over memory that is read only
+        return quantised.decode(torch.from_numpy(codes)).view(request.answer_shape)
+    values = np.empty(len(given), np.float32)
+    finite = True
+    for start in range(0, len(given), _BLOCK):  # while it is in the cache
+        part = values[start : start + _BLOCK]
+        part[:] = given[start : start + _BLOCK]
+        finite &= bool(np.isfinite(part).all())
+    if not finite:
+        raise ConnectionError(f"{url}: expected finite values, got others")
+    return torch.from_numpy(values).view(request.answer_shape)
+
+
+def _positive(name: str, value: float) -> float:
+    found = checks.number(name, value)
+    if found <= 0:
+        raise ValueError(f"{name}: expected a positive number of seconds, got {found}")
+    return found

@@ -1,0 +1,234 @@
+"""The client's side of a stream: a connection for each process, opened when it is first used."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from rwkernels.service import messages, security
+from rwkernels.service.extras import needs
+from rwkernels.service.limits import ENVELOPE_BYTES
+from rwkernels.service.security import Secret
+
+_SCHEMES = ("grpc", "grpc+tcp", "grpc+tls")
+
+
+class UnavailableError(ConnectionError):
+    """The service cannot be reached, or asks to come again later."""
+
+
+def require() -> None:
+    """Finds out at once whether pyarrow is there."""
+    with needs("pyarrow"):
+        importlib.import_module("pyarrow.flight")
+
+
+@dataclass(frozen=True)
+class Target:
+    """Which service, and what it is shown. Files are read when a connection is opened, in the process that opens it.
+
+    Attributes:
+        url: `grpc://HOST:PORT` or `grpc+tls://HOST:PORT`.
+        token: The token, if it was given as text.
+        token_file: Or a file of it; without both, the environment variable RWKERNELS_TOKEN.
+        root_certificates: PEM file of those that the service's certificate is to be signed by; else the system's.
+        client_certificate: PEM file of the client's own certificate, where the service asks for one.
+        client_key: PEM file of its key.
+        answer_bytes: The largest answer to take.
+    """
+
+    url: str
+    token: Secret | None = None
+    token_file: str | os.PathLike[str] | None = None
+    root_certificates: str | os.PathLike[str] | None = None
+    client_certificate: str | os.PathLike[str] | None = None
+    client_key: str | os.PathLike[str] | None = None
+    answer_bytes: int = 1 << 30
+
+    def checked(self, insecure: bool) -> Target:
+        """The target itself, unless it makes no sense or would show a token to others on the way."""
+        try:
+            parts = urlsplit(self.url)
+            host, port = parts.hostname, parts.port
+        except (ValueError, AttributeError, TypeError):
+            host = port = None
+        if host is None or port is None or parts.scheme not in _SCHEMES or parts.path or parts.query or parts.username:
+            raise ValueError(f"url: expected grpc://HOST:PORT or grpc+tls://HOST:PORT, got {self.url!r}")
+        encrypted = parts.scheme == "grpc+tls"
+        if not encrypted and (self.root_certificates or self.client_certificate or self.client_key):
+            raise ValueError(f"url: expected grpc+tls:// beside certificates, got {self.url!r}")
+        if (self.client_certificate is None) != (self.client_key is None):
+            raise ValueError("client_key: expected client_certificate and client_key together")
+        if not encrypted and not insecure and not security.is_loopback(host):
+            raise ValueError(
+                f"url: expected grpc+tls:// for another machine, got {self.url!r} (labels and tokens could be read on "
+                "the way; insecure=True allows it)"
+            )
+        return self
+
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """What every call carries."""
+        if self.token is not None:
+            token: str | None = self.token.reveal()
+        else:
+            token = next(iter(security.read_tokens(self.token_file)), None)
+        return [] if token is None else [(b"authorization", b"Bearer " + token.encode())]
+
+    def open(self) -> Any:
+        """A client of pyarrow."""
+        from pyarrow import flight
+
+        options: dict[str, Any] = {
+            "generic_options": [
+                ("grpc.max_receive_message_length", self.answer_bytes + ENVELOPE_BYTES),
+                ("grpc.per_message_decompression", 0),
+                ("grpc.max_reconnect_backoff_ms", 2000),
+            ]
+        }
+        for name, argument in (
+            ("root_certificates", "tls_root_certs"),
+            ("client_certificate", "cert_chain"),
+            ("client_key", "private_key"),
+        ):
+            path = getattr(self, name)
+            if path is not None:
+                options[argument] = security.read_file(name, Path(path))
+        return flight.FlightClient(self.url, **options)
+
+
+_inherited: list[Any] = []
+"""Connections of a parent process. They are not this one's to close, nor for the garbage collector."""
+
+
+class Connection:
+    """The connection of this process to a service. Safe for several threads; not pickled."""
+
+    def __init__(self, target: Target) -> None:
+        self._target = target
+        self._lock = threading.Lock()
+        self._process: int | None = None
+        self._client: Any = None
+        self._headers: list[tuple[bytes, bytes]] = []
+
+    def exchange(self, timeout: float | None) -> Exchange:
+        """Opens a stream that has to be over in `timeout` seconds."""
+        from pyarrow import flight
+
+        client = self._opened()
+        options = flight.FlightCallOptions(timeout=timeout, headers=self._headers)
+        with translated(self._target.url):
+            writer, reader = client.do_exchange(flight.FlightDescriptor.for_command(messages.COMMAND), options)
+        return Exchange(self._target.url, writer, reader)
+
+    def _opened(self) -> Any:
+        with self._lock:
+            if self._process != os.getpid():
+                if self._client is not None:
+                    _inherited.append(self._client)
+                self._headers = self._target.headers()
+                self._client = self._target.open()
+                self._process = os.getpid()
+            return self._client
+
+    def close(self) -> None:
+        """Closes it; the next stream opens another."""
+        with self._lock:
+            if self._client is not None and self._process == os.getpid():
+                self._client.close()
+                self._client = self._process = None
+
+
+class Exchange:
+    """One stream: requests go out, answers come back in the same order."""
+
+    def __init__(self, url: str, writer: Any, reader: Any) -> None:
+        self._url, self._writer, self._reader = url, writer, reader
+
+    def send(self, message: bytes) -> None:
+        """Sends one request."""
+        with translated(self._url):
+            self._writer.write_metadata(message)
+
+    def no_more(self) -> None:
+        """Says that no request follows."""
+        with translated(self._url):
+            self._writer.done_writing()
+
+    def receive(self) -> memoryview:
+        """The next answer."""
+        with translated(self._url):
+            try:
+                chunk = self._reader.read_chunk()
+            except StopIteration:
+                raise UnavailableError(f"{self._url}: the service ended the stream without an answer") from None
+        if chunk.data is not None or chunk.app_metadata is None:
+            raise ConnectionError(f"{self._url}: expected an answer as app_metadata, got something else")
+        return memoryview(chunk.app_metadata)
+
+    def finish(self) -> None:
+        """Waits for the end of the stream, after its last answer."""
+        with translated(self._url):
+            try:
+                self._reader.read_chunk()
+            except StopIteration:
+                return
+        raise ConnectionError(f"{self._url}: expected the end of the stream, got one answer more")
+
+    def cancel(self) -> None:
+        """Ends the stream at once; whoever waits for it gets an error."""
+        self._reader.cancel()
+
+
+@contextmanager
+def translated(url: str) -> Iterator[None]:
+    """Turns Flight's errors into Python's own, which pass through processes and name the service."""
+    from pyarrow import ArrowException, flight
+
+    try:
+        yield
+    except flight.FlightUnavailableError as error:
+        raise UnavailableError(f"{url}: {_first_line(error)}") from None
+    except flight.FlightTimedOutError:
+        raise TimeoutError(f"{url}: no answer in time") from None
+    except (flight.FlightUnauthenticatedError, flight.FlightUnauthorizedError) as error:
+        raise PermissionError(f"{url}: {_first_line(error)}") from None
+    except flight.FlightCancelledError:
+        raise TimeoutError(f"{url}: no answer in time") from None
+    except (ArrowException, flight.FlightError) as error:
+        raise ConnectionError(f"{url}: {_first_line(error)}") from None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0][:500]
+
+
+class Watch:
+    """Calls `cancel` when nothing was heard for `timeout` seconds, until it is closed."""
+
+    def __init__(self, timeout: float, cancel: Callable[[], None]) -> None:
+        self._timeout, self._cancel = timeout, cancel
+        self._heard_at = time.monotonic()
+        self._closed = threading.Event()
+        threading.Thread(target=self._wait, name="rwkernels-watch", daemon=True).start()
+
+    def heard(self) -> None:
+        """Starts the time anew."""
+        self._heard_at = time.monotonic()
+
+    def close(self) -> None:
+        """Ends the watch."""
+        self._closed.set()
+
+    def _wait(self) -> None:
+        while (left := self._heard_at + self._timeout - time.monotonic()) > 0:
+            if self._closed.wait(left):
+                return
+        self._cancel()

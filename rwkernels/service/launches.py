@@ -1,0 +1,157 @@
+"""One launch of the map builder for the labels of several requests, on the device that the service owns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rwkernels import quantised
+from rwkernels.compact import RectifiedMap
+from rwkernels.data.building import Map, MapBuilder
+from rwkernels.service.messages import Answer, Request
+
+_BITS = {"uint8": 8, "uint16": 16}
+Asked = tuple[Request, memoryview]
+Built = tuple[Answer, Any]
+"""An answer and its payload, a flat array of bytes (empty for an error)."""
+_NOTHING = np.empty(0, np.uint8)
+
+
+@lru_cache(maxsize=256)
+def _builder(request: Request, threads: int) -> MapBuilder:
+    """The map builder for requests with these settings."""
+    return MapBuilder(
+        request.num_classes,
+        maps=request.family,
+        spacing_key="spacing" if request.spacing is not None else None,
+        class_max_key="class_max" if request.class_max else None,
+        ignore_index=request.ignore_index,
+        black_border=request.black_border,
+        spatial_dims=len(request.shape) - 1,
+        validate=True,
+        map_options=dict(request.options),
+        threads=threads,
+    )
+
+
+class Launcher:
+    """Builds maps on one device. Not for several threads at a time: its buffer for labels is used again and again."""
+
+    def __init__(self, device: torch.device, threads: int) -> None:
+        self.device, self.threads = device, threads
+        self._staging = torch.empty(0, dtype=torch.uint8)
+
+    def run(self, asked: Sequence[Asked]) -> list[Built]:
+        """The answers to requests that agree in their settings.
+
+        Where a joined launch fails, every request is built alone: each client hears of its own mistakes, in its own
+        coordinates, and the others get their maps.
+        """
+        try:
+            return self._answers(asked)
+        except Exception as error:
+            if len(asked) > 1:
+                return [built for one in asked for built in self.run([one])]
+            return [(Answer(asked[0][0].id, error=_told(error)), _NOTHING)]
+
+    def _answers(self, asked: Sequence[Asked]) -> list[Built]:
+        first = asked[0][0]
+        sizes = [request.shape[0] for request, _ in asked]
+        labels = self._labels(asked, sum(sizes))
+        batch: dict[str, Any] = {}
+        if first.spacing is not None:
+            rows = first.spacing if first.has_rows_of_spacing else [first.spacing] * sum(sizes)
+            batch["spacing"] = torch.tensor(rows, dtype=torch.float64).reshape(sum(sizes), len(first.shape) - 1)
+        if first.class_max:
+            batch["class_max"] = torch.cat([_class_max(*one) for one in asked])
+        found = _builder(_settings_only(first), self.threads).of_batch(batch, labels)
+        values, background, counts = _parts(found)
+        host = _on_host(_encoded(values, first.answer))
+        answers: list[Built] = []
+        start = 0
+        for (request, _), size in zip(asked, sizes, strict=True):
+            part = host[start : start + size].numpy()
+            count = None if counts is None else tuple(counts[start : start + size])
+            answer = Answer(request.id, request.answer_shape, request.answer, background, count)
+            answers.append((answer, part.reshape(-1).view(np.uint8)))
+            start += size
+        return answers
+
+    def _labels(self, asked: Sequence[Asked], images: int) -> Tensor:
+        """The labels of all requests, joined, on the device."""
+        first = asked[0][0]
+        size = sum(request.label_bytes for request, _ in asked)
+        if len(self._staging) < size:
+            self._staging = torch.empty(size, dtype=torch.uint8, pin_memory=self.device.type == "cuda")
+        staging = self._staging[:size].numpy()
+        start = 0
+        for request, payload in asked:
+            stop = start + request.label_bytes
+            staging[start:stop] = np.frombuffer(payload, np.uint8, request.label_bytes)
+            start = stop
+        whole = self._staging[:size].view(getattr(torch, first.dtype)).view(images, *first.shape[1:])
+        return whole.to(self.device)  # waits: the buffer is written over for the next launch
+
+
+def _settings_only(request: Request) -> Request:
+    """The request without what differs between those of one launch, so that its builder is found again."""
+    return Request(
+        0,
+        request.family,
+        (1, *request.shape[1:]),
+        request.dtype,
+        request.num_classes,
+        request.answer,
+        None if request.spacing is None else (),
+        request.ignore_index,
+        request.black_border,
+        request.options,
+        request.class_max,
+    )
+
+
+def _class_max(request: Request, payload: memoryview) -> Tensor:
+    values = np.frombuffer(payload, np.uint8)[request.label_bytes :].copy().view("<f4")
+    return torch.from_numpy(values).view(request.shape[0], request.num_classes)
+
+
+def _parts(found: Map) -> tuple[Tensor, float | None, list[int] | None]:
+    """Values, background and pixels that count."""
+    if not isinstance(found, RectifiedMap):
+        return found, None, None
+    assert not isinstance(found.background, Tensor)  # of no family that is named
+    counts = None if found.image_count is None else found.image_count.tolist()
+    return found.foreground, float(found.background), counts
+
+
+def _encoded(values: Tensor, answer: str) -> Tensor:
+    if answer in _BITS:
+        codes: Tensor = quantised.encode(values, _BITS[answer])
+        return codes
+    if answer == "float16":
+        halves = values.to(torch.float16)
+        if not bool(torch.isfinite(halves).all()):
+            raise ValueError("answer: expected float32 for distances that float16 cannot hold (65504 and more)")
+        return halves
+    return values
+
+
+def _on_host(values: Tensor) -> Tensor:
+    if values.device.type == "cpu":
+        return values.contiguous()
+    host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+    host.copy_(values)  # waits: the copy is to be sent at once
+    return host
+
+
+def _told(error: Exception) -> tuple[str, str]:
+    """What a client hears of an error. Ours say what was wrong with the request; others could tell of this machine."""
+    for kind in (ValueError, TypeError):
+        if type(error) is kind:
+            return kind.__name__, str(error)
+    return "RuntimeError", "the map could not be built"

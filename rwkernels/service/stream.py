@@ -1,0 +1,221 @@
+"""One stream of a client: its requests are read, checked and admitted; their answers are sent in order."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import numpy as np
+
+from rwkernels.service import flight, logs, messages
+from rwkernels.service.admission import Admission
+from rwkernels.service.batching import Batcher, Job
+from rwkernels.service.extras import needs
+from rwkernels.service.launches import Built
+from rwkernels.service.limits import Limits
+from rwkernels.service.messages import Answer, MalformedError, RefusedError
+from rwkernels.service.metrics import Metrics
+
+with needs("grpc", "grpcio"):
+    import grpc
+
+_NOTHING = np.empty(0, np.uint8)
+
+
+class Ended(Exception):
+    """The service ends a stream: with which status, for which reason, and what the client hears."""
+
+    def __init__(self, code: Any, reason: str, text: str) -> None:
+        super().__init__(text)
+        self.code, self.reason, self.text = code, reason, text
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What the streams of a service share."""
+
+    limits: Limits
+    metrics: Metrics
+    batcher: Batcher
+    admission: Admission
+    draining: asyncio.Event
+
+
+class Stream:
+    """Reads and answers one exchange. A reading task is ahead of the answers by `window` requests at most."""
+
+    def __init__(self, shared: Shared, context: Any) -> None:
+        self._shared, self._context = shared, context
+        limits = shared.limits
+        # So that nobody who leaves answers unread takes all the room there is.
+        self._share = Admission(limits.window, limits.admitted_bytes // 4)
+        self._ordered: asyncio.Queue[Job | Built | Ended | None] = asyncio.Queue(2 * limits.window)
+        self._held: set[Job] = set()
+        self._ends_at = time.monotonic() + limits.stream_time
+        self.id = logs.new_id()
+        self.messages, self.bytes, self.answered = 0, 0, 0
+
+    async def run(self) -> None:
+        """Serves the stream until it ends.
+
+        Raises:
+            Ended: The service ends it.
+        """
+        reader = asyncio.create_task(self._read())
+        try:
+            while (item := await self._ordered.get()) is not None:
+                if isinstance(item, Ended):
+                    raise item
+                await self._send(item)
+        finally:
+            reader.cancel()
+            for job in self._held:
+                job.future.cancel()
+                self._release(job)
+            self._held.clear()
+
+    async def _read(self) -> None:
+        """Queues jobs, and at last how the stream ended."""
+        end: Ended | None = None
+        try:
+            await self._read_all()
+        except Ended as ended:
+            end = ended
+        except MalformedError as error:
+            end = Ended(grpc.StatusCode.INVALID_ARGUMENT, "malformed", str(error))
+        except asyncio.CancelledError:
+            raise
+        except Exception:
+            logs.event(logging.ERROR, "reading failed", stream=self.id, exc_info=True)
+            end = Ended(grpc.StatusCode.INTERNAL, "internal", "internal error")
+        await self._ordered.put(end)
+
+    async def _read_all(self) -> None:
+        pending: asyncio.Future[Any] | None = None
+        try:
+            while True:
+                pending = asyncio.ensure_future(self._context.read())
+                await self._until_read(pending)
+                message = pending.result()
+                if message is grpc.aio.EOF:
+                    if self.messages == 0:
+                        raise MalformedError("stream: expected a request, got none")
+                    return
+                received = time.monotonic()
+                self._count(len(message))
+                data = flight.parse(message)
+                if data.command is None and self.messages == 1:
+                    raise MalformedError("FlightDescriptor: expected one in the first message")
+                if data.command not in (None, messages.COMMAND):
+                    raise MalformedError(f"FlightDescriptor: expected the command {messages.COMMAND.decode()}")
+                if data.metadata is not None and len(data.metadata) > 0:
+                    await self._take(data.metadata, received)
+                elif self.messages > 1:
+                    raise MalformedError("app_metadata: expected a request")
+                del message, data
+        finally:
+            if pending is not None:
+                # What a stream that has ended still reads is of no interest, nor is that it cannot.
+                pending.add_done_callback(lambda future: future.cancelled() or future.exception())
+
+    async def _until_read(self, pending: asyncio.Future[Any]) -> None:
+        """Waits for a message, but not beyond the limits of time, nor once the service shuts down."""
+        limits = self._shared.limits
+        draining = asyncio.ensure_future(self._shared.draining.wait())
+        try:
+            while not pending.done():
+                left = self._ends_at - time.monotonic()
+                if left <= 0:
+                    raise Ended(grpc.StatusCode.UNAVAILABLE, "stream_time", "the stream has lasted too long, open another")
+                if draining.done():
+                    raise Ended(grpc.StatusCode.UNAVAILABLE, "shutdown", "the service is shutting down")
+                await asyncio.wait(
+                    (pending, draining), timeout=min(left, limits.idle_time), return_when=asyncio.FIRST_COMPLETED
+                )
+                if not pending.done() and not draining.done() and not self._held and left > limits.idle_time:
+                    raise Ended(grpc.StatusCode.DEADLINE_EXCEEDED, "idle", f"nothing came for {limits.idle_time:g} seconds")
+        finally:
+            draining.cancel()
+
+    def _count(self, size: int) -> None:
+        limits = self._shared.limits
+        self.messages += 1
+        self.bytes += size
+        self._shared.metrics.received.inc(size)
+        if self.messages > limits.stream_messages + 1:  # the first may be the descriptor alone
+            self._end_used_up("messages", limits.stream_messages)
+        if self.bytes > limits.stream_bytes:
+            self._end_used_up("bytes", limits.stream_bytes)
+
+    def _end_used_up(self, what: str, limit: int) -> NoReturn:
+        text = f"stream: expected at most {limit} {what}, open another"
+        raise Ended(grpc.StatusCode.UNAVAILABLE, f"stream_{what}", text)
+
+    async def _take(self, metadata: memoryview, received: float) -> None:
+        """Checks and admits one request."""
+        header, payload = messages.split(metadata)
+        number = messages.identity(header)
+        try:
+            request = messages.request(header, payload, self._shared.limits)
+        except RefusedError as error:
+            await self._ordered.put((Answer(number, error=("ValueError", str(error))), _NOTHING))
+            return
+        size = request.payload_bytes + request.built_bytes + request.answer_bytes
+        await self._share.acquire(size)
+        try:
+            await self._shared.admission.acquire(size, self._shared.limits.admission_time)
+        except BaseException as error:
+            self._share.release(size)
+            if not isinstance(error, TimeoutError):
+                raise
+            busy = Answer(number, error=("Unavailable", "the service is busy, come again"))
+            await self._ordered.put((busy, _NOTHING))
+            return
+        job = Job(request, payload, asyncio.get_running_loop().create_future(), size, received)
+        self._held.add(job)
+        self._measure()
+        self._shared.batcher.submit(job)
+        await self._ordered.put(job)
+
+    async def _send(self, item: Job | Built) -> None:
+        answer, payload = await item.future if isinstance(item, Job) else item
+        message = flight.pack(messages.packed(answer.header()), payload)
+        try:
+            await asyncio.wait_for(self._context.write(message), self._shared.limits.idle_time)
+        except asyncio.TimeoutError:
+            raise Ended(grpc.StatusCode.DEADLINE_EXCEEDED, "unread", "an answer was not read in time") from None
+        self.answered += 1
+        self._observe(item, answer, len(message))
+        if isinstance(item, Job):
+            self._held.discard(item)
+            self._release(item)
+
+    def _release(self, job: Job) -> None:
+        self._share.release(job.size)
+        self._shared.admission.release(job.size)
+        self._measure()
+
+    def _measure(self) -> None:
+        self._shared.metrics.admitted.set(self._shared.admission.requests)
+        self._shared.metrics.admitted_bytes.set(self._shared.admission.size)
+
+    def _observe(self, item: Job | Built, answer: Answer, size: int) -> None:
+        metrics = self._shared.metrics
+        outcome = "answered" if answer.error is None else answer.error[0]
+        metrics.requests.labels(outcome).inc()
+        metrics.sent.inc(size)
+        if isinstance(item, Job):
+            seconds = time.monotonic() - item.received
+            metrics.latency.observe(seconds)
+            if answer.error is None:
+                metrics.pixels.inc(np.prod(item.request.shape, dtype=float))
+            shape = list(item.request.shape)
+        else:
+            seconds, shape = 0.0, []
+        level = logging.DEBUG if answer.error is None else logging.INFO
+        if logs.logger().isEnabledFor(level):
+            request = f"{self.id}-{answer.id}"
+            logs.event(level, "request", request=request, outcome=outcome, shape=shape, seconds=round(seconds, 6))
