@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from rwkernels import arrays, checks
+from rwkernels.backends import native
 
 _CODES = {8: torch.uint8, 16: torch.uint16}
 _STEPS = {torch.uint8: 255, torch.uint16: 65535}
@@ -65,8 +66,12 @@ def encode(foreground: Any, bits: int = 16) -> Any:
     if found.device.type != "cpu":
         _refuse_outside(found)
         return back(codes.copy_(found.double().mul_(-steps).round_().to(torch.int32)))
-    values = found.to(torch.float32).contiguous().view(-1).numpy()
-    written = codes.view(-1).numpy()
+    plain = found.to(torch.float32).contiguous()
+    if native.can_run(found.device) is None:
+        if not native.encode_values(codes, plain):
+            _refuse_outside(found)
+        return back(codes)
+    values, written = plain.view(-1).numpy(), codes.view(-1).numpy()
     exact = np.empty(min(_BLOCK, len(values)), np.float64)
     for start in range(0, len(values), _BLOCK):
         block = values[start : start + _BLOCK]
@@ -109,6 +114,9 @@ def decode(codes: Any, out: Any = None) -> Any:
         values = checks.output(arrays.to_buffer(out), found.shape, torch.float32, found.device)
     if found.device.type != "cpu":
         return back(values.copy_(found).div_(-steps).add_(0.0))  # -0 + 0 is 0
+    if native.can_run(found.device) is None:
+        native.decode_values(values, found.contiguous())
+        return back(values)
     source, written = found.contiguous().view(-1).numpy(), values.view(-1).numpy()
     for start in range(0, len(source), _BLOCK):
         part = written[start : start + _BLOCK]

@@ -84,10 +84,15 @@ def _written(tensor: Tensor | None) -> int:
     """
     if tensor is None:
         return 0
-    size = tensor.numel() * tensor.element_size()
-    if size in _HUGE_PAGES:
-        core().advise_huge_pages(address=tensor.data_ptr(), bytes=size)
+    advise_huge_pages(tensor)
     return tensor.data_ptr()
+
+
+def advise_huge_pages(tensor: Tensor) -> None:
+    """Asks for huge pages under a tensor whose memory is fresh, where they pay."""
+    size = tensor.numel() * tensor.element_size()
+    if size in _HUGE_PAGES and can_run(tensor.device) is None:
+        core().advise_huge_pages(address=tensor.data_ptr(), bytes=size)
 
 
 def first_bad_label(labels: Tensor, num_classes: int, ignore_index: int | None) -> int:
@@ -288,6 +293,29 @@ def fill_dense(
         num_classes,
         ignore_index,
         threads(),
+    )
+
+
+def encode_values(codes: Tensor, values: Tensor) -> bool:
+    """Codes of float32 values in [-1, 0], both contiguous; whether all values were."""
+    good: bool = core().encode_values(
+        values=values.data_ptr(),
+        count=values.numel(),
+        bytes=codes.element_size(),
+        codes=_written(codes),
+        threads=threads(),
+    )
+    return good
+
+
+def decode_values(values: Tensor, codes: Tensor) -> None:
+    """The float32 values of codes, both contiguous."""
+    core().decode_values(
+        codes=codes.data_ptr(),
+        count=codes.numel(),
+        bytes=codes.element_size(),
+        values=_written(values),
+        threads=threads(),
     )
 
 

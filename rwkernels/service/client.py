@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from rwkernels import checks, quantised
+from rwkernels.backends import native
 from rwkernels.compact import RectifiedMap
 from rwkernels.data.batches import Key
 from rwkernels.data.building import Map, MapBuilder
@@ -269,7 +270,8 @@ class RemoteMapBuilder(MapBuilder):
 
     def _map(self, request: Request, labels: Tensor, answer: Answer, payload: memoryview) -> Map:
         """The map of `labels` from an answer."""
-        values = _values(request, payload, self._target.url).to(labels.device)
+        with native.limited_to(self.threads or torch.get_num_threads()):
+            values = _values(request, payload, self._target.url).to(labels.device)
         if answer.background is None:
             return values
         count = None
@@ -335,18 +337,20 @@ def _narrowed(labels: Tensor) -> Tensor:
 def _values(request: Request, payload: memoryview, url: str) -> Tensor:
     """The values in a payload, float32; checked, for no map has others."""
     given = np.frombuffer(payload, np.dtype(request.answer).newbyteorder("<"))
+    values = torch.empty(request.answer_shape, dtype=torch.float32)
     if request.answer in ("uint8", "uint16"):
         codes = given.astype(given.dtype.newbyteorder("="))  # a tensor cannot be over memory that is read only
-        return quantised.decode(torch.from_numpy(codes)).view(request.answer_shape)
-    values = np.empty(len(given), np.float32)
-    finite = True
-    for start in range(0, len(given), _BLOCK):  # while it is in the cache
-        part = values[start : start + _BLOCK]
+        quantised.decode(torch.from_numpy(codes).view(request.answer_shape), out=values)
+        return values
+    native.advise_huge_pages(values)
+    flat = values.view(-1).numpy()
+    for start in range(0, len(given), _BLOCK):
+        part = flat[start : start + _BLOCK]
         part[:] = given[start : start + _BLOCK]
-        finite &= bool(np.isfinite(part).all())
-    if not finite:
-        raise ConnectionError(f"{url}: expected finite values, got others")
-    return torch.from_numpy(values).view(request.answer_shape)
+        # What is not finite shows in the sum; the part is still in the cache.
+        if not np.isfinite(np.add.reduce(part)) and not np.isfinite(part).all():
+            raise ConnectionError(f"{url}: expected finite values, got others")
+    return values
 
 
 def _positive(name: str, value: float) -> float:

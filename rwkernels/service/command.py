@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
+import ctypes
 import dataclasses
 import logging
 import os
@@ -56,6 +58,7 @@ def run(parsed: argparse.Namespace) -> int:
         from rwkernels.service import logs
 
         logs.write_to(sys.stderr, getattr(logging, parsed.log_level.upper()))
+        _keep_memory()
         return asyncio.run(_serve(parsed))
     except (ValueError, TypeError, OSError, ImportError) as error:
         print(f"rwkernels serve: {error}", file=sys.stderr)
@@ -100,6 +103,19 @@ async def _serve(parsed: argparse.Namespace) -> int:
             monitor.close()
     logs.event(logging.INFO, "stopped", finished=finished)
     return DONE if finished else UNFINISHED
+
+
+def _keep_memory() -> None:
+    """Lets glibc keep the memory of messages for the next ones.
+
+    Given back to the kernel after each, it would be faulted in page by page for the next: that costs the service as much
+    as all the rest of receiving and sending.
+    """
+    trim_threshold, mmap_threshold = -1, -3  # malloc.h
+    with contextlib.suppress(OSError, AttributeError):  # another libc
+        libc = ctypes.CDLL(None)
+        libc.mallopt(mmap_threshold, 32 << 20)  # the most it takes
+        libc.mallopt(trim_threshold, 512 << 20)
 
 
 def _service(parsed: argparse.Namespace) -> MapService:

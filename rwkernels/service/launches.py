@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from rwkernels import quantised
+from rwkernels.backends import native
 from rwkernels.compact import RectifiedMap
 from rwkernels.data.building import Map, MapBuilder
 from rwkernels.service.messages import Answer, Request
@@ -71,7 +72,8 @@ class Launcher:
             batch["class_max"] = torch.cat([_class_max(*one) for one in asked])
         found = _builder(_settings_only(first), self.threads).of_batch(batch, labels)
         values, background, counts = _parts(found)
-        host = _on_host(_encoded(values, first.answer))
+        with native.limited_to(self.threads):
+            host = _on_host(_encoded(values, first.answer))
         answers: list[Built] = []
         start = 0
         for (request, _), size in zip(asked, sizes, strict=True):
