@@ -95,13 +95,14 @@ class Stream:
 
     async def _read_all(self) -> None:
         pending: asyncio.Future[Any] | None = None
+        asked = False
         try:
             while True:
                 pending = asyncio.ensure_future(self._context.read())
                 await self._until_read(pending)
                 message = pending.result()
                 if message is grpc.aio.EOF:
-                    if self.messages == 0:
+                    if not asked:
                         raise MalformedError("stream: expected a request, got none")
                     return
                 received = time.monotonic()
@@ -112,6 +113,7 @@ class Stream:
                 if data.command not in (None, messages.COMMAND):
                     raise MalformedError(f"FlightDescriptor: expected the command {messages.COMMAND.decode()}")
                 if data.metadata is not None and len(data.metadata) > 0:
+                    asked = True
                     await self._take(data.metadata, received)
                 elif self.messages > 1:
                     raise MalformedError("app_metadata: expected a request")
