@@ -129,6 +129,7 @@ class RemoteMapBuilder(MapBuilder):
         if token is not None and token_file is not None:
             raise ValueError("token_file: expected None beside token")
         require()
+        self.timeout = _positive("timeout", timeout)
         self._target = Target(
             url,
             None if token is None else Secret(checked_token(token, "token")),
@@ -136,8 +137,8 @@ class RemoteMapBuilder(MapBuilder):
             root_certificates,
             client_certificate,
             client_key,
+            connect_time=min(self.timeout, 20.0),
         ).checked(checks.flag("insecure", insecure))
-        self.timeout = _positive("timeout", timeout)
         self.retries = checks.integer("retries", retries, lowest=0)
         self.fallback = checks.flag("fallback", fallback)
         self.fallback_time = _positive("fallback_time", fallback_time)
@@ -289,14 +290,16 @@ class RemoteMapBuilder(MapBuilder):
     def _streamed(self, batches: Iterator[Tensor], window: int) -> Iterator[Map]:
         """The maps of `batches` over one stream; what an interrupted stream leaves open is asked for one by one."""
         source = (Asked(labels, *self._request(labels, None, None)) for labels in batches)
-        exchange = self._connection.exchange(None)
+        exchange: Exchange | None = None
+        with suppress(UnavailableError):  # it may come back while one after the other is asked for
+            exchange = self._connection.exchange(None)
         pipeline, watch = Pipeline(source, exchange, window), None
         try:
             for asked in pipeline.asked():
-                watch = watch or Watch(self.timeout, exchange.cancel)
+                watch = watch or Watch(self.timeout, pipeline.cancel)
                 watch.heard()
                 try:
-                    found = self._next_answer(pipeline, exchange, asked)
+                    found = self._next_answer(pipeline, asked)
                 except (ConnectionError, TimeoutError) as error:
                     yield self._built_here(error, asked.labels, None, None)
                 else:
@@ -306,20 +309,14 @@ class RemoteMapBuilder(MapBuilder):
             pipeline.stop()
             if watch is not None:
                 watch.close()
-            exchange.cancel()
+            pipeline.cancel()
 
-    def _next_answer(self, pipeline: Pipeline, exchange: Exchange, asked: Asked) -> tuple[Answer, memoryview]:
+    def _next_answer(self, pipeline: Pipeline, asked: Asked) -> tuple[Answer, memoryview]:
         """The answer to `asked`, which is the next one of the stream, or one to the same question asked again."""
-        if not pipeline.broken:
-            try:
-                message = exchange.receive()
-            except Exception as error:
-                pipeline.broken = True
-                if not isinstance(error, UnavailableError):
-                    raise
-            else:
-                with suppress(UnavailableError):  # busy
-                    return self._checked(asked.request, message)
+        with suppress(UnavailableError):  # it may have ended, or be busy
+            message = pipeline.receive()
+            if message is not None:
+                return self._checked(asked.request, message)
         return self._answered(asked.request, asked.message)
 
 def _narrowed(labels: Tensor) -> Tensor:

@@ -6,8 +6,9 @@ import importlib
 import os
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,7 @@ class Target:
         client_certificate: PEM file of the client's own certificate, where the service asks for one.
         client_key: PEM file of its key.
         answer_bytes: The largest answer to take.
+        connect_time: Seconds that one attempt to connect may take.
     """
 
     url: str
@@ -52,6 +54,7 @@ class Target:
     client_certificate: str | os.PathLike[str] | None = None
     client_key: str | os.PathLike[str] | None = None
     answer_bytes: int = 1 << 30
+    connect_time: float = 20.0
 
     def checked(self, insecure: bool) -> Target:
         """The target itself, unless it makes no sense or would show a token to others on the way."""
@@ -90,6 +93,9 @@ class Target:
             "generic_options": [
                 ("grpc.max_receive_message_length", self.answer_bytes + ENVELOPE_BYTES),
                 ("grpc.per_message_decompression", 0),
+                # Else a forked process would get its parent's connection, which nobody reads there.
+                ("grpc.use_local_subchannel_pool", 1),
+                ("grpc.min_reconnect_backoff_ms", max(round(self.connect_time * 1000), 100)),  # of an attempt
                 ("grpc.max_reconnect_backoff_ms", 2000),
             ]
         }
@@ -104,53 +110,100 @@ class Target:
         return flight.FlightClient(self.url, **options)
 
 
+_connections: weakref.WeakSet[Connection] = weakref.WeakSet()
 _inherited: list[Any] = []
-"""Connections of a parent process. They are not this one's to close, nor for the garbage collector."""
+"""Clients of a parent process. They are not this one's to close, nor for the garbage collector."""
+_GRPC_ENDS = 0.5
 
 
 class Connection:
-    """The connection of this process to a service. Safe for several threads; not pickled."""
+    """The connection of this process to a service. Safe for several threads; not pickled.
+
+    gRPC does not survive `fork()` while it is in use. Connections at rest are therefore closed before this process forks,
+    and opened again by whoever needs them; in a child that was forked in the middle of a stream, they refuse to work
+    instead of hanging.
+    """
 
     def __init__(self, target: Target) -> None:
         self._target = target
-        self._lock = threading.Lock()
-        self._process: int | None = None
+        self._lock = threading.RLock()  # streams may end while it is held, in the garbage collector
         self._client: Any = None
         self._headers: list[tuple[bytes, bytes]] = []
+        self._streams = 0
+        _connections.add(self)
 
     def exchange(self, timeout: float | None) -> Exchange:
         """Opens a stream that has to be over in `timeout` seconds."""
+        if _inherited:
+            raise ConnectionError(
+                f"{self._target.url}: this process was forked while its parent was asking a service, and gRPC does not "
+                "work here; start worker processes before, or by multiprocessing_context='spawn'"
+            )
         from pyarrow import flight
 
-        client = self._opened()
-        options = flight.FlightCallOptions(timeout=timeout, headers=self._headers)
-        with translated(self._target.url):
-            writer, reader = client.do_exchange(flight.FlightDescriptor.for_command(messages.COMMAND), options)
-        return Exchange(self._target.url, writer, reader)
-
-    def _opened(self) -> Any:
         with self._lock:
-            if self._process != os.getpid():
-                if self._client is not None:
-                    _inherited.append(self._client)
+            if self._client is None:
                 self._headers = self._target.headers()
                 self._client = self._target.open()
-                self._process = os.getpid()
-            return self._client
+            client, headers = self._client, self._headers
+            self._streams += 1
+        try:
+            options = flight.FlightCallOptions(timeout=timeout, headers=headers)
+            with translated(self._target.url):
+                writer, reader = client.do_exchange(flight.FlightDescriptor.for_command(messages.COMMAND), options)
+        except BaseException:
+            self._ended()
+            raise
+        return Exchange(self._target.url, writer, reader, self._ended)
+
+    def _ended(self) -> None:
+        with self._lock:
+            self._streams -= 1
 
     def close(self) -> None:
         """Closes it; the next stream opens another."""
         with self._lock:
-            if self._client is not None and self._process == os.getpid():
-                self._client.close()
-                self._client = self._process = None
+            client, self._client = self._client, None
+        if client is not None:
+            client.close()
+
+    def rest(self) -> bool:
+        """Closes it if it is open and no stream is; whether it did."""
+        with self._lock:
+            if self._client is None or self._streams > 0:
+                return False
+        self.close()
+        return True
+
+    def inherit(self) -> None:
+        """In a forked process: forgets the parent's client."""
+        self._lock = threading.RLock()  # streams may end while it is held, in the garbage collector
+        self._streams = 0
+        if self._client is not None:
+            _inherited.append(self._client)
+            self._client = None
+
+
+def _before_fork() -> None:
+    if any([connection.rest() for connection in list(_connections)]):
+        time.sleep(_GRPC_ENDS)  # it ends in a thread that cannot be waited for
+
+
+def _in_child() -> None:
+    for connection in list(_connections):
+        connection.inherit()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork, after_in_child=_in_child)
 
 
 class Exchange:
     """One stream: requests go out, answers come back in the same order."""
 
-    def __init__(self, url: str, writer: Any, reader: Any) -> None:
+    def __init__(self, url: str, writer: Any, reader: Any, ended: Callable[[], None]) -> None:
         self._url, self._writer, self._reader = url, writer, reader
+        self._end = weakref.finalize(self, ended)
 
     def send(self, message: bytes) -> None:
         """Sends one request."""
@@ -179,12 +232,15 @@ class Exchange:
             try:
                 self._reader.read_chunk()
             except StopIteration:
+                self._writer.close()
                 return
         raise ConnectionError(f"{self._url}: expected the end of the stream, got one answer more")
 
     def cancel(self) -> None:
         """Ends the stream at once; whoever waits for it gets an error."""
         self._reader.cancel()
+        with suppress(Exception):  # else Arrow prints that it could not
+            self._writer.close()
 
 
 @contextmanager

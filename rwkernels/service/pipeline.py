@@ -6,8 +6,6 @@ import queue
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
-
 from torch import Tensor
 
 from rwkernels.service.connection import Exchange
@@ -26,12 +24,12 @@ class Asked:
 class Pipeline:
     """Sends the requests of `source`, at most `window` ahead of those that are done."""
 
-    def __init__(self, source: Iterator[Asked], exchange: Exchange, window: int) -> None:
+    def __init__(self, source: Iterator[Asked], exchange: Exchange | None, window: int) -> None:
         self._exchange = exchange
         self._slots = threading.Semaphore(window)
         self._asked: queue.SimpleQueue[Asked | Exception | None] = queue.SimpleQueue()
         self._stopped = False
-        self.broken = False
+        self._broken = exchange is None
         threading.Thread(target=self._feed, args=(source,), name="rwkernels-requests", daemon=True).start()
 
     def asked(self) -> Iterator[Asked]:
@@ -46,6 +44,21 @@ class Pipeline:
             yield item
             self._slots.release()
 
+    def receive(self) -> memoryview | None:
+        """The next answer; None where the stream is broken, and the rest has to be asked for in another way."""
+        if self._broken or self._exchange is None:
+            return None
+        try:
+            return self._exchange.receive()
+        except BaseException:
+            self._broken = True
+            raise
+
+    def cancel(self) -> None:
+        """Ends the stream at once."""
+        if self._exchange is not None:
+            self._exchange.cancel()
+
     def stop(self) -> None:
         """Sends nothing more."""
         self._stopped = True
@@ -58,17 +71,21 @@ class Pipeline:
                 if self._stopped:
                     return
                 self._asked.put(item)
-                self._try(self._exchange.send, item.message)
-            self._try(self._exchange.no_more)
+                self._send(item.message)
+            self._send(None)
         except Exception as error:
             self._asked.put(error)
         finally:
             self._asked.put(None)
 
-    def _try(self, function: Any, *arguments: Any) -> None:
-        """Sends, unless the stream is broken: whoever waits for its answers finds that out as well."""
-        if not self.broken:
-            try:
-                function(*arguments)
-            except (ConnectionError, TimeoutError, PermissionError):
-                self.broken = True
+    def _send(self, message: bytes | None) -> None:
+        """Sends a message, or that none follows. If the stream is broken, whoever waits for answers finds out as well."""
+        if self._broken or self._exchange is None:
+            return
+        try:
+            if message is None:
+                self._exchange.no_more()
+            else:
+                self._exchange.send(message)
+        except (ConnectionError, TimeoutError, PermissionError):
+            self._broken = True
