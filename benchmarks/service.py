@@ -114,7 +114,8 @@ def throughput(url: str, threads: int, setting: Setting) -> str:
                 rates[name].append(setting.batches / (time.perf_counter() - start))
     size = batches[0].numel()
     here = statistics.median(rates["in this process"])
-    lines = [f"| {'batches of ' + format(size / 2**20, '.3g') + ' MiB of labels':32} | batches/s | Mpixel/s | of in-process |"]
+    title = f"batches of {size / 2**20:.3g} MiB of labels"
+    lines = [f"| {title:32} | batches/s | Mpixel/s | of in-process |"]
     lines.append("|---|---|---|---|")
     for name, found in rates.items():
         rate = statistics.median(found)
@@ -175,7 +176,9 @@ def memory(url: str, pid: int, setting: Setting) -> str:
             pass
         sizes.append(resident(pid))
     shown = " ".join(f"{size / 2**20:.1f}" for size in sizes)
-    return f"MiB after every {tenth} requests: {shown}\ngrowth over {10 * tenth} requests: {sizes[-1] / sizes[0] - 1:+.2%}"
+    return (
+        f"MiB after every {tenth} requests: {shown}\ngrowth over {10 * tenth} requests: {sizes[-1] / sizes[0] - 1:+.2%}"
+    )
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -189,7 +192,9 @@ def main(arguments: list[str] | None = None) -> None:
     torch.set_num_threads(options.threads)
     setting = Setting(turns=options.turns, seconds=options.seconds)
     if options.tiny:
-        setting = replace(setting, shape=(2, 32, 32), small=(1, 16, 16), batches=3, turns=1, seconds=0.2, requests=40, clients=2)
+        setting = replace(
+            setting, shape=(2, 32, 32), small=(1, 16, 16), batches=3, turns=1, seconds=0.2, requests=40, clients=2
+        )
     wanted = options.only or ["throughput", "latency", "memory"]
     print(f"K={CLASSES}, torch {torch.__version__}, {options.threads} threads, {os.cpu_count()} cores for all\n")
     with service(options.threads) as (url, pid):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import random
@@ -36,18 +37,16 @@ class Client:
         self._token = token
 
     def send(
-        self, requests: list[bytes], token: str | None | bool = True, compression: Any = None
+        self, requests: list[bytes], token: str | bool = True, compression: Any = None
     ) -> tuple[grpc.StatusCode, list[bytes]]:
         """The status that a stream of `requests` ends with, and the answers that came before."""
         metadata = []
         if token is not False:
             metadata.append(("authorization", f"Bearer {self._token if token is True else token}"))
         call = self._call(iter(requests), metadata=metadata, timeout=30, compression=compression)
-        answers = []
-        try:
+        answers: list[bytes] = []
+        with contextlib.suppress(grpc.RpcError):
             answers.extend(call)
-        except grpc.RpcError:
-            pass
         return call.code(), answers
 
     def close(self) -> None:
@@ -82,18 +81,23 @@ def wrong_headers() -> list[tuple[str, Any]]:
         "version": [0, 2, "1", 1.0, None, True],
         "id": [-1, 2**60, "7", 7.5, None, False],
         "family": ["", "Rectified", None, 3, ["rectified"], "__class__"],
-        "shape": [[], [1], [1, 3], [1, 3, 4, 5, 6], [1, -3, -4], [-1, 3, 4], [1, 3.0, 4], ["1", 3, 4], 12, None, [True, 3, 4],
-                  [1, 2**62, 2**62], [1, 1 << 20, 1 << 20], [4096, 4096, 4096], [2**63, 3, 4], [0, 3, 4], [1, 4, 4], [10**400, 3, 4]],
+        "shape": [[], [1], [1, 3], [1, 3, 4, 5, 6], [1, -3, -4], [-1, 3, 4], [1, 3.0, 4], ["1", 3, 4], 12, None,
+                  [True, 3, 4],
+                  [1, 2**62, 2**62], [1, 1 << 20, 1 << 20], [4096, 4096, 4096], [2**63, 3, 4],
+                  [0, 3, 4], [1, 4, 4], [10**400, 3, 4]],
         "dtype": ["float32", "uint16", "uint64", "int32", "object", "O", "<u1", None, 1],
         "num_classes": [0, -3, 10**9, 2**40, 3.0, "3", None, True],
         "answer": ["float64", "float16", "object", None, 8],
-        "spacing": [0, [1.0], [1.0, 0.0], [1.0, -1.0], [1.0, 1.0, 1.0], ["1", "1"], [[1.0, 1.0], [1.0, 1.0]], [[1.0]], {}, [None, 1]],
+        "spacing": [0, [1.0], [1.0, 0.0], [1.0, -1.0], [1.0, 1.0, 1.0], ["1", "1"], 
+                    [[1.0, 1.0], [1.0, 1.0]], [[1.0]], {}, [None, 1]],
         "ignore_index": [0.5, "0", [], 2**70],
         "black_border": [0, 1, None, "no"],
         "options": [None, [], {"alpha": 1.0}, {"out": 1.0}, {"__init__": 1}],
         "class_max": [True, 1, None],
     }  # fmt: skip
-    found: list[tuple[str, Any]] = [(f"{name}={value!r:.40}", header(**{name: value})) for name, values in wrong.items() for value in values]
+    found: list[tuple[str, Any]] = [
+        (f"{name}={value!r:.40}", header(**{name: value})) for name, values in wrong.items() for value in values
+    ]
     found += [(f"without {name}", without(name)) for name in header()]
     found += [
         ("unknown key", header(command="rm")),
@@ -118,6 +122,7 @@ def envelopes() -> list[tuple[str, list[bytes]]]:
     other = flight.pack_descriptor(b"another.service", message + bytes(12))
     path = bytes([1 << 3 | 2, 6, 1 << 3, 1, 3 << 3 | 2, 2]) + b"xy"
     ipc = flight.pack_descriptor(messages.COMMAND) + bytes([2 << 3 | 2, 4]) + b"IPC!"
+    beyond = flight.pack_descriptor(messages.COMMAND, struct.pack("<4sI", b"RWK1", 2**32 - 1))
     body = flight.pack_descriptor(messages.COMMAND) + b"\xc2\x3e\x08" + bytes(8)
     return [
         ("no request", []),
@@ -133,7 +138,7 @@ def envelopes() -> list[tuple[str, list[bytes]]]:
         ("a group", [b"\x0b\x0c"]),
         ("a length beyond the end", [b"\x1a\xff\x01abc"]),
         ("an integer without end", [b"\xff" * 40]),
-        ("a header longer than the message", [flight.pack_descriptor(messages.COMMAND, struct.pack("<4sI", b"RWK1", 2**32 - 1))]),
+        ("a header longer than the message", [beyond]),
         ("another magic number", [flight.pack_descriptor(messages.COMMAND, b"PK\x03\x04" + bytes(20))]),
         ("a descriptor of a megabyte", [flight.pack_descriptor(bytes(1 << 20))]),
     ]  # fmt: skip
@@ -159,7 +164,11 @@ def flipped() -> Iterator[tuple[str, list[bytes]]]:
 def payloads() -> list[tuple[str, list[bytes]]]:
     """Payloads of a wrong length, and labels that are none of the classes."""
     found = [(f"payload of {size}", [packed(header(), bytes(size))]) for size in (0, 1, 11, 13, 24, 100_000)]
-    return found + [("class 3 of 3", [packed(header(), bytes([3] * 12))]), ("class 255", [packed(header(), bytes([255] * 12))])]
+    return [
+        *found,
+        ("class 3 of 3", [packed(header(), bytes([3] * 12))]),
+        ("class 255", [packed(header(), bytes([255] * 12))]),
+    ]
 
 
 def garbage(port: int, data: bytes) -> None:

@@ -27,7 +27,9 @@ TOKEN = "a-token-that-is-long-enough"
 class Served:
     """`rwkernels serve` on loopback ports that are free, with what it logs."""
 
-    def __init__(self, *arguments: str, token: str | None = None, scheme: str = "grpc", module: str = "rwkernels") -> None:
+    def __init__(
+        self, *arguments: str, token: str | None = None, scheme: str = "grpc", module: str = "rwkernels"
+    ) -> None:
         environment = {name: value for name, value in os.environ.items() if name != "RWKERNELS_TOKEN"}
         if token is not None:
             environment["RWKERNELS_TOKEN"] = token

@@ -10,14 +10,14 @@ from torch.utils.data import DataLoader
 
 pytest.importorskip("grpc", reason="needs the extra `service`")
 pytest.importorskip("pyarrow.flight", reason="needs the extra `service`")
-from data_cases import Images  # noqa: E402
-from service_cases import TOKEN, served, some_labels  # noqa: E402
+from data_cases import Images
+from service_cases import TOKEN, served, some_labels
 
-import rwkernels as rw  # noqa: E402
-from rwkernels.data import AddMap, MapCollate, MapLoader  # noqa: E402
-from rwkernels.data.building import MapBuilder  # noqa: E402
-from rwkernels.quantised import largest_error  # noqa: E402
-from rwkernels.service import RemoteMapBuilder  # noqa: E402
+import rwkernels as rw
+from rwkernels.data import AddMap, MapCollate, MapLoader
+from rwkernels.data.building import MapBuilder
+from rwkernels.quantised import largest_error
+from rwkernels.service import RemoteMapBuilder
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +90,7 @@ def test_images_keep_their_own_spacing_and_largest_distances(url):
     assert_same_map(*both(url, labels, batch=batch, spacing_key="spacing"))
     assert_same_map(*both(url, labels, batch=batch, class_max_key="largest"))
     batch["largest"][1, 2] = 0.0
-    with pytest.raises(ValueError, match="got 0.0 for class 2 of image 1"):
+    with pytest.raises(ValueError, match=r"got 0\.0 for class 2 of image 1"):
         both(url, labels, batch=batch, class_max_key="largest")
 
 

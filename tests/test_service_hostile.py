@@ -52,7 +52,9 @@ def outcome(code, answers):
     return errors[0]["kind"] if errors else None
 
 
-@pytest.mark.parametrize(("name", "header"), attacks.wrong_headers(), ids=lambda value: value if isinstance(value, str) else "")
+@pytest.mark.parametrize(
+    ("name", "header"), attacks.wrong_headers(), ids=lambda value: value if isinstance(value, str) else ""
+)
 def test_a_header_with_one_thing_wrong_is_refused(client, name, header):
     payload = bytes(16 if name == "dtype='int32'" else 12)
     code, answers = client.send([attacks.packed(header, payload)])
@@ -60,7 +62,9 @@ def test_a_header_with_one_thing_wrong_is_refused(client, name, header):
     assert attacks.good_answer(client)
 
 
-@pytest.mark.parametrize(("name", "requests"), attacks.envelopes() + attacks.payloads(), ids=lambda v: v if isinstance(v, str) else "")
+@pytest.mark.parametrize(
+    ("name", "requests"), attacks.envelopes() + attacks.payloads(), ids=lambda v: v if isinstance(v, str) else ""
+)
 def test_a_message_that_is_no_request_is_refused(client, name, requests):
     assert outcome(*client.send(requests)) in (attacks.INVALID, "ValueError")
     assert attacks.good_answer(client)
@@ -167,7 +171,11 @@ def test_one_clients_bad_labels_spoil_nobody_elses_map(server):
 
 def test_other_methods_of_flight_are_not_there(server):
     arrow = arrow_flight.FlightClient(server.url)
-    for call in (lambda: list(arrow.list_flights()), lambda: list(arrow.list_actions()), lambda: arrow.do_get(arrow_flight.Ticket(b"x")).read_all()):
+    for call in (
+        lambda: list(arrow.list_flights()),
+        lambda: list(arrow.list_actions()),
+        lambda: arrow.do_get(arrow_flight.Ticket(b"x")).read_all(),
+    ):
         with pytest.raises(NotImplementedError):
             call()
     arrow.close()
@@ -176,7 +184,7 @@ def test_other_methods_of_flight_are_not_there(server):
 def test_errors_tell_nothing_of_the_machine(server, client):
     told = []
     for _, header in attacks.wrong_headers():
-        code, answers = client.send([attacks.packed(header)])
+        _, answers = client.send([attacks.packed(header)])
         told += [json.dumps(error_of(answer)) for answer in answers if b'"error"' in answer]
     assert told
     for text in told:

@@ -57,7 +57,9 @@ def test_health_and_metrics_tell_what_happened():
         with urllib.request.urlopen(f"http://127.0.0.1:{server.monitor}/metrics", timeout=10) as page:
             assert page.headers["Content-Type"].startswith("text/plain; version=")
         ended = [event for event in server.events if event["event"] == "stream ended"]
-        assert {"stream", "peer", "outcome", "messages", "answered", "bytes", "seconds", "time", "level"} <= set(ended[0])
+        assert {"stream", "peer", "outcome", "messages", "answered", "bytes", "seconds", "time", "level"} <= set(
+            ended[0]
+        )
         requests = [event["request"] for event in server.events if event["event"] == "request"]
         assert len(set(requests)) == 6
         assert all(re.fullmatch(r"[0-9a-f]{12}-\d+", request) for request in requests)
@@ -71,7 +73,7 @@ def test_what_was_taken_is_finished_and_nothing_new_is_taken():
         builder = RemoteMapBuilder(server.url, 3, retries=0)
         taken = 0
         stopping = threading.Thread(target=server.stop)
-        with pytest.raises(UnavailableError, match="shutting down|ended|connect|refused|closed|reset"):  # noqa: PT012
+        with pytest.raises(UnavailableError, match=r"shutting down|ended|connect|refused|closed|reset"):  # noqa: PT012
             for maps in builder.maps_of([labels] * 300, window=4):
                 assert torch.equal(maps.foreground, expected)
                 taken += 1
@@ -253,9 +255,11 @@ def test_who_finds_the_service_full_waits_or_comes_again():
 
 
 def client(url, seconds, seed, found):
-    """Asks for maps of other labels, sizes and kinds all the time; puts how many were right, and how many there were."""
+    """Asks for maps of ever other labels, sizes and kinds; puts how many were right, and how many there were."""
     torch.set_num_threads(1)
-    builders = [RemoteMapBuilder(url, 4, bits=bits, spacing=spacing) for bits in (None, 16) for spacing in (None, (2.0, 1.0))]
+    builders = [
+        RemoteMapBuilder(url, 4, bits=bits, spacing=spacing) for bits in (None, 16) for spacing in (None, (2.0, 1.0))
+    ]
     right = asked = 0
     end = time.monotonic() + seconds
     while time.monotonic() < end:

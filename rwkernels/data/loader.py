@@ -55,8 +55,8 @@ class MapLoader:
         depth: How many batches to be ahead. A service is asked for as many at a time.
         threads: Threads of the core for one map on the CPU; None for as many as torch uses. One leaves the others, and
             the pool of threads that the loss uses, to the training step.
-        builder: What builds the maps instead, such as a `RemoteMapBuilder` of `rwkernels.service`. It has its own number
-            of classes and options; here remain `device` and `depth`.
+        builder: What builds the maps instead, such as a `RemoteMapBuilder` of `rwkernels.service`. It has its own
+            number of classes and options; here remain `device` and `depth`.
 
     Raises:
         TypeError: An argument has the wrong type.
@@ -206,7 +206,6 @@ class MapIterator:
         else:
             finish = ahead.at_once(work)
         return partial(_complete, self._builder.map_key, batch, key, labels, finish)
-
 
     def _ask(self, batch: Any, labels: Tensor, device: torch.device) -> Callable[[], tuple[Tensor, Map]]:
         """Lets another process build the map, while threads wait for it; it is moved when it is taken."""

@@ -9,6 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 from rwkernels.service import logs
 from rwkernels.service.launches import Built, Launcher
@@ -105,19 +106,22 @@ class Batcher:
             built = self._launcher.run([(job.request, job.payload) for job in jobs if job.payload is not None])
         except Exception:
             logs.event(logging.ERROR, "launch failed", exc_info=True)
-            built = [(Answer(job.request.id, error=("RuntimeError", "the map could not be built")), b"") for job in jobs]
+            built = [
+                (Answer(job.request.id, error=("RuntimeError", "the map could not be built")), b"") for job in jobs
+            ]
         self._launched_at = None
         self._metrics.launches.inc()
         self._metrics.joined.observe(len(jobs))
         self._metrics.building.observe(time.monotonic() - start)
         for job in jobs:
             job.payload = None
-        _from_thread(self._loop, lambda: [_finish(job, one) for job, one in zip(jobs, built, strict=True)])
+        _from_thread(self._loop, partial(_finish, jobs, built))
 
 
-def _finish(job: Job, built: Built) -> None:
-    if not job.future.done():
-        job.future.set_result(built)
+def _finish(jobs: list[Job], built: list[Built]) -> None:
+    for job, one in zip(jobs, built, strict=True):
+        if not job.future.done():
+            job.future.set_result(one)
 
 
 def _from_thread(loop: asyncio.AbstractEventLoop, function: Callable[[], object]) -> None:

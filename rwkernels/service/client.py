@@ -37,8 +37,9 @@ class RemoteMapBuilder(MapBuilder):
     """Builds maps in a service (`rwkernels serve`) instead of in this process.
 
     It takes the place of the local builder: `MapLoader(loader, builder=...)`, `MapCollate(builder=...)`,
-    `AddMap(builder=...)`. Labels travel in the narrowest dtype that holds them; of the map, only what labels do not tell
-    comes back. It can be pickled and sent to worker processes; every process opens its connection when it first needs it.
+    `AddMap(builder=...)`. Labels travel in the narrowest dtype that holds them; of the map, only what labels do not
+    tell comes back. It can be pickled and sent to worker processes; every process opens its connection when it first
+    needs it.
 
     Args:
         url: `grpc://HOST:PORT`, or `grpc+tls://HOST:PORT` for a service on another machine.
@@ -121,7 +122,9 @@ class RemoteMapBuilder(MapBuilder):
         )
         self.family, self.ignore_index, self.black_border = maps, ignore_index, black_border
         self._options = tuple(
-            sorted((name, checks.number(f"map_options[{name!r}]", value)) for name, value in (map_options or {}).items())
+            sorted(
+                (name, checks.number(f"map_options[{name!r}]", value)) for name, value in (map_options or {}).items()
+            )
         )
         if bits not in _ANSWERS or (maps == "boundary" and bits == 8):
             raise ValueError(f"bits: expected None, 16 or 8 (boundary maps: None or 16), got {bits!r}")
@@ -195,7 +198,9 @@ class RemoteMapBuilder(MapBuilder):
             raise error
         if time.monotonic() >= self._local_until:
             warnings.warn(
-                f"maps are built here for the next {self.fallback_time:g} seconds: {error}", RuntimeWarning, stacklevel=2
+                f"maps are built here for the next {self.fallback_time:g} seconds: {error}",
+                RuntimeWarning,
+                stacklevel=2,
             )
         self._local_until = time.monotonic() + self.fallback_time
         return super()._build(labels, spacing, class_max)
@@ -318,6 +323,7 @@ class RemoteMapBuilder(MapBuilder):
             if message is not None:
                 return self._checked(asked.request, message)
         return self._answered(asked.request, asked.message)
+
 
 def _narrowed(labels: Tensor) -> Tensor:
     """The labels in the narrowest dtype that holds them all; the service finds those that are out of range."""

@@ -24,19 +24,27 @@ DONE, UNFINISHED, USAGE = 0, 1, 2
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the command."""
-    parser.add_argument("--host", default="127.0.0.1", help="where to listen (default: %(default)s, this machine alone)")
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="where to listen (default: %(default)s, this machine alone)"
+    )
     parser.add_argument("--port", type=int, default=FLIGHT_PORT, help="0 for any that is free (default: %(default)s)")
-    parser.add_argument("--device", default="cpu", help="where maps are built: cpu, cuda, cuda:1 (default: %(default)s)")
+    parser.add_argument(
+        "--device", default="cpu", help="where maps are built: cpu, cuda, cuda:1 (default: %(default)s)"
+    )
     parser.add_argument("--threads", type=int, help="threads of the core on the CPU (default: all)")
     parser.add_argument("--token-file", metavar="FILE", help="tokens of clients, one a line; else RWKERNELS_TOKEN")
     parser.add_argument("--tls-cert", metavar="FILE", help="PEM chain of certificates")
     parser.add_argument("--tls-key", metavar="FILE", help="PEM key of the certificate")
     parser.add_argument("--tls-client-ca", metavar="FILE", help="clients need a certificate signed by one of these")
-    parser.add_argument("--insecure-plaintext", action="store_true", help="listen elsewhere than on loopback without TLS")
+    parser.add_argument(
+        "--insecure-plaintext", action="store_true", help="listen elsewhere than on loopback without TLS"
+    )
     parser.add_argument("--insecure-anonymous", action="store_true", help="listen elsewhere without any token")
     parser.add_argument("--monitor-host", default="127.0.0.1", help="where /metrics, /live and /ready are answered")
     parser.add_argument("--monitor-port", type=int, default=MONITOR_PORT, help="0 for any that is free; -1 for none")
-    parser.add_argument("--grace", type=float, default=30.0, help="seconds to finish what was taken (default: %(default)s)")
+    parser.add_argument(
+        "--grace", type=float, default=30.0, help="seconds to finish what was taken (default: %(default)s)"
+    )
     parser.add_argument("--log-level", choices=["debug", "info", "warning", "error"], default="info")
     limits = parser.add_argument_group("limits", "of requests, of what is held at a time, and of streams")
     from rwkernels.service.limits import Limits
@@ -108,8 +116,8 @@ async def _serve(parsed: argparse.Namespace) -> int:
 def _keep_memory() -> None:
     """Lets glibc keep the memory of messages for the next ones.
 
-    Given back to the kernel after each, it would be faulted in page by page for the next: that costs the service as much
-    as all the rest of receiving and sending.
+    Given back to the kernel after each, it would be faulted in page by page for the next: that costs the service as
+    much as all the rest of receiving and sending.
     """
     trim_threshold, mmap_threshold = -1, -3  # malloc.h
     with contextlib.suppress(OSError, AttributeError):  # another libc

@@ -119,14 +119,14 @@ _GRPC_ENDS = 0.5
 class Connection:
     """The connection of this process to a service. Safe for several threads; not pickled.
 
-    gRPC does not survive `fork()` while it is in use. Connections at rest are therefore closed before this process forks,
-    and opened again by whoever needs them; in a child that was forked in the middle of a stream, they refuse to work
+    gRPC does not survive `fork()` while it is in use. Connections at rest are therefore closed before this process
+    forks, and opened again by whoever needs them; in a child that was forked in the middle of a stream, they refuse to work
     instead of hanging.
     """
 
     def __init__(self, target: Target) -> None:
         self._target = target
-        self._lock = threading.RLock()  # streams may end while it is held, in the garbage collector
+        self._lock = threading.RLock()  # the garbage collector may end a stream while it is held
         self._client: Any = None
         self._headers: list[tuple[bytes, bytes]] = []
         self._streams = 0
@@ -177,7 +177,7 @@ class Connection:
 
     def inherit(self) -> None:
         """In a forked process: forgets the parent's client."""
-        self._lock = threading.RLock()  # streams may end while it is held, in the garbage collector
+        self._lock = threading.RLock()
         self._streams = 0
         if self._client is not None:
             _inherited.append(self._client)
@@ -185,7 +185,8 @@ class Connection:
 
 
 def _before_fork() -> None:
-    if any([connection.rest() for connection in list(_connections)]):
+    rested = [connection.rest() for connection in list(_connections)]
+    if any(rested):
         time.sleep(_GRPC_ENDS)  # it ends in a thread that cannot be waited for
 
 

@@ -1,9 +1,9 @@
 """The little of Arrow Flight's wire format that the service speaks: `FlightData` with a descriptor and app_metadata.
 
 pyarrow's own Flight server cannot bound what it reads: it lets gRPC receive messages of any size, inflates gzip and
-compressed IPC before Python sees them, and waits for a silent client for ever. The service therefore stands on gRPC's own
-server, which is told the largest message and to inflate nothing, and reads `FlightData` itself. Clients are any Flight
-client; ours is pyarrow's.
+compressed IPC before Python sees them, and waits for a silent client for ever. The service therefore stands on gRPC's
+own server, which is told the largest message and to inflate nothing, and reads `FlightData` itself. Clients are any
+Flight client; ours is pyarrow's.
 
 References:
     https://arrow.apache.org/docs/format/Flight.html; https://protobuf.dev/programming-guides/encoding/

@@ -61,9 +61,13 @@ class Limits:
             elif checks.number(field.name, value) <= 0:
                 raise ValueError(f"{field.name}: expected a positive number of seconds, got {value}")
         if self.request_bytes > (1 << 31) - 1 - ENVELOPE_BYTES:
-            raise ValueError(f"request_bytes: expected less than 2 GiB, which no message exceeds, got {self.request_bytes}")
+            raise ValueError(
+                f"request_bytes: expected less than 2 GiB, which no message exceeds, got {self.request_bytes}"
+            )
         if self.answer_bytes > (1 << 31) - 1 - ENVELOPE_BYTES:
-            raise ValueError(f"answer_bytes: expected less than 2 GiB, which no message exceeds, got {self.answer_bytes}")
+            raise ValueError(
+                f"answer_bytes: expected less than 2 GiB, which no message exceeds, got {self.answer_bytes}"
+            )
         if self.admitted_bytes < self.request_bytes + self.answer_bytes:
             raise ValueError(
                 f"admitted_bytes: expected room for one request and its answer, {self.request_bytes} + "

@@ -1,8 +1,8 @@
 """What client and service say to each other: a magic number, a JSON header and raw bytes, checked in full.
 
 A message is `RWK1`, the length of the header (uint32, little endian), the header and the payload. Nothing in it is
-executed, unpickled or decompressed. A request carries labels; the answer carries the foreground of their map (or a dense
-map), or an error. Labels are not sent back.
+executed, unpickled or decompressed. A request carries labels; the answer carries the foreground of their map (or a
+dense map), or an error. Labels are not sent back.
 """
 
 from __future__ import annotations

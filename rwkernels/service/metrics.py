@@ -29,14 +29,20 @@ class Metrics:
         self.sent = Counter(f"{name}_sent_bytes", "Bytes of messages sent", registry=registry)
         self.launches = Counter(f"{name}_launches", "Launches of the map builder", registry=registry)
         self.joined = Histogram(
-            f"{name}_launch_requests", "Requests joined in a launch", buckets=(1, 2, 4, 8, 16, 32, 64), registry=registry
+            f"{name}_launch_requests",
+            "Requests joined in a launch",
+            buckets=(1, 2, 4, 8, 16, 32, 64),
+            registry=registry,
         )
         self.waiting = Histogram(
             f"{name}_wait_seconds", "From receiving a request to its launch", buckets=_SECONDS, registry=registry
         )
         self.building = Histogram(f"{name}_build_seconds", "Of a launch", buckets=_SECONDS, registry=registry)
         self.latency = Histogram(
-            f"{name}_request_seconds", "From receiving a request to sending its answer", buckets=_SECONDS, registry=registry
+            f"{name}_request_seconds",
+            "From receiving a request to sending its answer",
+            buckets=_SECONDS,
+            registry=registry,
         )
         self.streams = Gauge(f"{name}_streams", "Streams that are open", registry=registry)
         self.admitted = Gauge(f"{name}_admitted_requests", "Requests waiting, built or sent now", registry=registry)

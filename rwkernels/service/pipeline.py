@@ -6,6 +6,7 @@ import queue
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+
 from torch import Tensor
 
 from rwkernels.service.connection import Exchange
@@ -79,7 +80,7 @@ class Pipeline:
             self._asked.put(None)
 
     def _send(self, message: bytes | None) -> None:
-        """Sends a message, or that none follows. If the stream is broken, whoever waits for answers finds out as well."""
+        """Sends a message, or that none follows; whoever waits for answers finds out too if the stream is broken."""
         if self._broken or self._exchange is None:
             return
         try:

@@ -60,9 +60,7 @@ class MapService:
         self._tokens = Tokens([]) if tokens is None else tokens
         self._certificates = certificates
         authenticated = len(self._tokens) > 0 or (certificates is not None and certificates.client_roots is not None)
-        security.refuse_exposed(
-            host, encrypted=certificates is not None, authenticated=authenticated, forced=insecure
-        )
+        security.refuse_exposed(host, encrypted=certificates is not None, authenticated=authenticated, forced=insecure)
         self._host, self.port = "127.0.0.1" if host == "localhost" else host, port
         count = torch.get_num_threads() if threads is None else checks.integer("threads", threads, lowest=1)
         self._launcher = Launcher(torch.device(device), count)
@@ -85,7 +83,9 @@ class MapService:
             Admission(self.limits.admitted_requests, self.limits.admitted_bytes),
             asyncio.Event(),
         )
-        self._server = grpc.aio.server(options=_channel_options(self.limits), compression=grpc.Compression.NoCompression)
+        self._server = grpc.aio.server(
+            options=_channel_options(self.limits), compression=grpc.Compression.NoCompression
+        )
         service, _, method = flight.EXCHANGE[1:].partition("/")
         handler = grpc.stream_stream_rpc_method_handler(self._exchange)  # bytes in, bytes out
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, {method: handler}),))
@@ -105,15 +105,13 @@ class MapService:
     def _listen(self, where: str) -> int:
         found = self._certificates
         if found is None:
-            port: int = self._server.add_insecure_port(where)
-            return port
+            return int(self._server.add_insecure_port(where))
         credentials = grpc.ssl_server_credentials(
             [(found.key, found.certificate)],
             root_certificates=found.client_roots,
             require_client_auth=found.client_roots is not None,
         )
-        port = self._server.add_secure_port(where, credentials)
-        return port
+        return int(self._server.add_secure_port(where, credentials))
 
     def live(self) -> bool:
         """Whether maps can still be built."""

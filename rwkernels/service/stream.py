@@ -131,14 +131,18 @@ class Stream:
             while not pending.done():
                 left = self._ends_at - time.monotonic()
                 if left <= 0:
-                    raise Ended(grpc.StatusCode.UNAVAILABLE, "stream_time", "the stream has lasted too long, open another")
+                    raise Ended(
+                        grpc.StatusCode.UNAVAILABLE, "stream_time", "the stream has lasted too long, open another"
+                    )
                 if draining.done():
                     raise Ended(grpc.StatusCode.UNAVAILABLE, "shutdown", "the service is shutting down")
                 await asyncio.wait(
                     (pending, draining), timeout=min(left, limits.idle_time), return_when=asyncio.FIRST_COMPLETED
                 )
                 if not pending.done() and not draining.done() and not self._held and left > limits.idle_time:
-                    raise Ended(grpc.StatusCode.DEADLINE_EXCEEDED, "idle", f"nothing came for {limits.idle_time:g} seconds")
+                    raise Ended(
+                        grpc.StatusCode.DEADLINE_EXCEEDED, "idle", f"nothing came for {limits.idle_time:g} seconds"
+                    )
         finally:
             draining.cancel()
 

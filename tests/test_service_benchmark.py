@@ -1,0 +1,29 @@
+"""The benchmark of the service runs, and checks answers before it times anything."""
+
+import pytest
+import torch
+
+pytest.importorskip("grpc", reason="needs the extra `service`")
+pytest.importorskip("pyarrow.flight", reason="needs the extra `service`")
+service = pytest.importorskip("benchmarks.service", reason="benchmarks/ is not beside the tests")
+
+
+def test_throughput_and_memory_are_shown(capsys, restore_threads):
+    service.main(["--tiny", "--threads", "1", "--only", "throughput", "memory"])
+    shown = capsys.readouterr().out
+    for name in ("in this process", "served, float32", "served, 16 bits", "served, 8 bits"):
+        assert f"| {name} " in shown
+    assert "growth over 40 requests: " in shown
+
+
+def test_a_wrong_map_is_found_before_anything_is_timed(monkeypatch):
+    class Wrong(service.MapBuilder):
+        def __init__(self, url, num_classes, bits):
+            super().__init__(num_classes)
+
+        def of_batch(self, batch, labels):
+            return super().of_batch(batch, torch.zeros_like(labels))
+
+    monkeypatch.setattr(service, "RemoteMapBuilder", Wrong)
+    with pytest.raises(AssertionError, match="another map"):
+        service.check("", service.labels((1, 16, 16)))
