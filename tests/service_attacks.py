@@ -88,7 +88,7 @@ def wrong_headers() -> list[tuple[str, Any]]:
         "dtype": ["float32", "uint16", "uint64", "int32", "object", "O", "<u1", None, 1],
         "num_classes": [0, -3, 10**9, 2**40, 3.0, "3", None, True],
         "answer": ["float64", "float16", "object", None, 8],
-        "spacing": [0, [1.0], [1.0, 0.0], [1.0, -1.0], [1.0, 1.0, 1.0], ["1", "1"], 
+        "spacing": [0, [1.0], [1.0, 0.0], [1.0, -1.0], [1.0, 1.0, 1.0], ["1", "1"],
                     [[1.0, 1.0], [1.0, 1.0]], [[1.0]], {}, [None, 1]],
         "ignore_index": [0.5, "0", [], 2**70],
         "black_border": [0, 1, None, "no"],

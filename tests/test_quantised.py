@@ -8,6 +8,7 @@ import torch
 from samples import scene
 
 import rwkernels as rw
+from rwkernels.backends import native
 from rwkernels.quantised import decode, encode, largest_error
 
 STEPS = {8: 255, 16: 65535}
@@ -118,3 +119,19 @@ def test_codes_on_a_gpu_are_those_of_the_cpu():
         assert torch.equal(decode(codes).cpu(), decode(encode(values, bits)))
         with pytest.raises(ValueError, match="foreground: expected values"):
             encode(torch.ones(3, device="cuda"), bits)
+
+
+@both
+def test_every_instruction_set_and_numpy_have_the_same_codes_and_values(bits, isa, monkeypatch):
+    values = torch.cat([near_ties(bits), torch.tensor([0.0, -0.0, -1.0, -1e-45]), -torch.rand(200_003)])
+    codes = encode(values, bits)
+    back = decode(codes)
+    for wrong in (float("nan"), 1e-45, -1.0000001, float("inf")):
+        bad = values.clone()
+        bad[len(bad) - 2] = wrong
+        with pytest.raises(ValueError, match="foreground: expected values in"):
+            encode(bad, bits)
+    monkeypatch.setattr(native, "can_run", lambda device: "not here")
+    assert torch.equal(encode(values, bits).long(), codes.long())
+    assert torch.equal(decode(codes), back)
+    assert torch.equal(decode(codes).signbit(), back.signbit())

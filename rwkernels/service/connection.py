@@ -120,8 +120,8 @@ class Connection:
     """The connection of this process to a service. Safe for several threads; not pickled.
 
     gRPC does not survive `fork()` while it is in use. Connections at rest are therefore closed before this process
-    forks, and opened again by whoever needs them; in a child that was forked in the middle of a stream, they refuse to work
-    instead of hanging.
+    forks, and opened again by whoever needs them; in a child that was forked in the middle of a stream, they refuse to
+    work instead of hanging.
     """
 
     def __init__(self, target: Target) -> None:
