@@ -167,10 +167,23 @@ def everything(dtypes: dict[str, Any]) -> None:
                     same(losses(labels, code, num_classes, THREADS), losses(labels, code, num_classes, 1))
 
 
+def value_codes(threads: int) -> None:
+    """Foreground values to codes and back."""
+    for size in (0, 1, 15, 16, 17, 65_535, 65_537, 300_001):
+        values = -RNG.random(size, np.float32)
+        for kind, steps in ((np.uint8, 255), (np.uint16, 65_535)):
+            codes, back = np.empty(size, kind), np.empty(size, np.float32)
+            assert _native.encode_values(address(values), size, codes.itemsize, address(codes), threads)
+            _native.decode_values(address(codes), size, codes.itemsize, address(back), threads)
+            assert np.array_equal(codes, np.rint(values.astype(np.float64) * -steps))
+            assert np.abs(back - values).max(initial=0) < 0.51 / steps
+
+
 def main() -> None:
     """Every instruction set, then concurrent callers, then a forked child after the pool was used."""
     for isa in _native.isas():
         _native.force_isa(isa)
+        value_codes(THREADS)
         everything(CODES if isa == "baseline" else {"u1": np.uint8, "i8": np.int64})
         print("ok", isa, flush=True)
     _native.force_isa("")
