@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 
 def _parser() -> argparse.ArgumentParser:
-    from rwkernels import __version__, bench, demo, show
+    from rwkernels import __version__, bench, demo, precompute, show
 
     parser = argparse.ArgumentParser(prog="rwkernels", description="Region-wise loss at memory speed.")
     parser.add_argument("--version", action="version", version=f"rwkernels {__version__}")
@@ -29,6 +29,9 @@ def _parser() -> argparse.ArgumentParser:
         commands.add_parser("bench", help="measure maps, loss and labels to gradient here, against other libraries")
     )
     show.add_arguments(commands.add_parser("show", help="draw the maps of a label image of your own"))
+    precompute.add_arguments(
+        commands.add_parser("precompute", help="make the maps of a folder of label maps, here or on a cluster")
+    )
     return parser
 
 
@@ -48,6 +51,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from rwkernels import show
 
             return show.run(parsed)
+        if parsed.command == "precompute":
+            from rwkernels import precompute
+
+            return precompute.run(parsed)
         from rwkernels import demo
 
         return demo.run(parsed)
