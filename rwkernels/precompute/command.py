@@ -49,6 +49,7 @@ def run(args: argparse.Namespace) -> int:
         return 2
     if not args.dry_run:
         store.sweep()
+        os.sync()  # from here on the maps survive a power cut too
         orphans = _without_source(store, names) if not args.include else 0
         if orphans:
             print(f"{_count(orphans, 'map')} in {store.root} have no source under {root} any more")

@@ -17,10 +17,7 @@ import torch
 from torch import Tensor
 
 import rwkernels
-from rwkernels.backends import native
 from rwkernels.compact import RectifiedMap
-from rwkernels.data.building import MapBuilder
-from rwkernels.distance import distance_transform
 from rwkernels.precompute import sources
 from rwkernels.precompute.formats import Opened, open_labels, scans, whole_labels
 from rwkernels.precompute.settings import Settings
@@ -182,24 +179,49 @@ def make(
     builder = settings.builder(labels.ndim, threads)
     there = torch.from_numpy(labels).to(device)
     map_ = builder.of_sample({"spacing": list(spacing)}, there)
+    map_ = map_.to("cpu") if isinstance(map_, RectifiedMap) else map_.cpu()
     class_max = None
     if isinstance(map_, RectifiedMap) and settings.maps == "rectified":
-        class_max = _class_max(there, map_, builder, settings, spacing)
-    return (map_.to("cpu") if isinstance(map_, RectifiedMap) else map_.cpu()), class_max
+        class_max = _class_max(labels, map_.foreground.numpy(), settings, spacing)
+    return map_, class_max
 
 
 def _class_max(
-    labels: Tensor, maps: RectifiedMap, builder: MapBuilder, settings: Settings, spacing: tuple[float, ...]
+    labels: npt.NDArray[Any], foreground: npt.NDArray[Any], settings: Settings, spacing: tuple[float, ...]
 ) -> list[float]:
-    """What `data.class_max` gives, in less time: only where a map is -1 may a distance be the largest of its class."""
-    with native.limited_to(builder.threads or 1):
-        distance = distance_transform(
-            labels[None], spacing=spacing, black_border=settings.black_border, spatial_dims=labels.dim()
+    """What `data.class_max` gives, without a second transform: a class is farthest from others where its map is -1."""
+    places = np.flatnonzero(foreground.reshape(-1) == -1)
+    found = [0.0] * settings.num_classes
+    classes, first = np.unique(labels.reshape(-1)[places], return_index=True)
+    for label, at in zip(classes.tolist(), places[first].tolist(), strict=True):
+        place = tuple(int(index) for index in np.unravel_index(at, labels.shape))
+        away = distance_at(labels, place, spacing, settings.black_border)
+        found[label] = 1.0 if math.isinf(away) else float(np.float32(away))
+    return found
+
+
+def distance_at(
+    labels: npt.NDArray[Any], place: tuple[int, ...], spacing: tuple[float, ...], black_border: bool = False
+) -> float:
+    """Distance of one pixel to the nearest of another label: looked for in a box that grows; inf if there is none."""
+    border = math.inf
+    if black_border:
+        border = min(min(at + 1, side - at) * s for at, side, s in zip(place, labels.shape, spacing, strict=True))
+    reach = 8 * min(spacing)
+    while True:
+        half = [int(reach / step) + 1 for step in spacing]
+        low = [max(at - h, 0) for at, h in zip(place, half, strict=True)]
+        high = [min(at + h + 1, side) for at, h, side in zip(place, half, labels.shape, strict=True)]
+        box = labels[tuple(slice(start, stop) for start, stop in zip(low, high, strict=True))]
+        others = np.nonzero(box != labels[place])
+        squares = sum(
+            ((index + start - at) * step) ** 2
+            for index, start, at, step in zip(others, low, place, spacing, strict=True)
         )
-    where = (maps.foreground.reshape(-1) == -1).nonzero().squeeze(1)
-    classes, found = labels.reshape(-1)[where].long(), distance.reshape(-1)[where]
-    largest = found.new_zeros(settings.num_classes).scatter_reduce_(0, classes, found, "amax")
-    return [1.0 if math.isinf(value) else value for value in largest.tolist()]
+        nearest = min(math.sqrt(np.min(squares)) if others[0].size else math.inf, border)
+        if nearest <= reach or box.shape == labels.shape:  # nothing outside of the box is nearer than `reach`
+            return nearest
+        reach *= 2
 
 
 def _write(item: Path, labels: npt.NDArray[Any], map_: RectifiedMap | Tensor, opened: Opened, job: Job) -> None:
@@ -221,15 +243,18 @@ def _write(item: Path, labels: npt.NDArray[Any], map_: RectifiedMap | Tensor, op
             chunks=chunks,
             shards=_shards(values.shape, chunks),
             compressors=(
-                BloscCodec(typesize=values.dtype.itemsize, cname="zstd", clevel=1, shuffle="shuffle"),
+                BloscCodec(typesize=values.dtype.itemsize, cname="lz4", clevel=5, shuffle="shuffle"),
                 Crc32cCodec(),  # a chunk that was damaged is an error, and not another map
             ),
             fill_value=0,
+            chunk_key_encoding={"name": "default", "separator": "."},  # one folder an array, not one an axis
             attributes=attributes,
+            config={"write_empty_chunks": True},  # looking for empty ones takes longer than packing them
         )
         array[...] = values
 
-    with zarr.config.set({"threading.max_workers": job.threads}):
+    # All chunks in one batch: with one each, the library spends as long on its tasks as on the pixels.
+    with zarr.config.set({"threading.max_workers": job.threads, "codec_pipeline.batch_size": 64}):
         write("labels", labels, {})
         if isinstance(map_, RectifiedMap):
             foreground = map_.foreground

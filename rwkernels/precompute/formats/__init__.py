@@ -118,15 +118,27 @@ def whole_labels(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
             raise ValueError(f"labels: expected whole numbers, got {values[place]} at {place}")
         values = whole
     if values.dtype == np.bool_:
-        values = values.view(np.uint8)
+        values = np.logical_or(values, False).view(np.uint8)  # bytes of files may hold other truths than 1
     if values.dtype not in (np.uint8, np.int8):
         low, high = int(values.min()), int(values.max())
         for dtype in (np.uint8, np.int8, np.int16, np.int32, np.int64):
             limits = np.iinfo(dtype)
             if limits.min <= low and high <= limits.max:
-                return np.ascontiguousarray(values, dtype=dtype)
+                return in_order(values.astype(dtype, order="K", copy=False))
         raise ValueError(f"labels: expected integers of 64 bits, got {high}")
-    return np.require(values, requirements=("C", "W"))
+    return in_order(values)
+
+
+def in_order(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The values with the last axis fastest in memory, in memory that may be written to."""
+    if values.ndim != 3 or not values.flags.f_contiguous:
+        return np.require(values, requirements=("C", "W"))
+    found = np.empty(values.shape, values.dtype)
+    step = 16  # blocks that fit the cache in both orders
+    for x in range(0, values.shape[0], step):
+        for z in range(0, values.shape[2], step):
+            found[x : x + step, :, z : z + step] = values[x : x + step, :, z : z + step]
+    return found
 
 
 NIFTI = (".nii", ".nii.gz")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import math
 import warnings
 import xml.etree.ElementTree as ElementTree
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -80,10 +82,12 @@ def tiff(path: Path, options: ReadOptions) -> Opened:
     """The first series of a TIFF file. Spacing is that of OME or ImageJ, or the resolution of a picture."""
     import tifffile
 
-    file = tifffile.TiffFile(io.BytesIO(read_bounded(path, options)))  # without a name it opens no other file
-    if not file.series:
-        raise ValueError("no picture in the TIFF file")
-    series = file.series[0]
+    packed = read_bounded(path, options)
+    with _errors_raised("tifffile"):
+        file = tifffile.TiffFile(io.BytesIO(packed))  # without a name it opens no other file
+        if not file.series:
+            raise ValueError("no picture in the TIFF file")
+        series = file.series[0]
     shape = tuple(int(side) for side in series.shape)
     admit(shape, series.dtype, options)
     page = series.pages[0]
@@ -95,12 +99,36 @@ def tiff(path: Path, options: ReadOptions) -> Opened:
             raise ValueError(f"{page.compression!r}: a compressed TIFF file needs the package imagecodecs") from None
     if page.samplesperpixel != 1:
         raise ValueError(f"labels: expected one channel, got {page.samplesperpixel}")
+    for one in series.pages:
+        for start, size in zip(one.dataoffsets, one.databytecounts, strict=True) if one is not None else ():
+            if start + size > len(packed):
+                raise ValueError(f"data: expected {start + size} bytes, got {len(packed)}: the file is cut off")
 
     def load() -> npt.NDArray[Any]:
-        values = np.asarray(series.asarray())
+        with _errors_raised("tifffile"):
+            values = np.asarray(series.asarray())
         return values.astype(values.dtype.newbyteorder("="), copy=False)
 
     return Opened(shape, series.dtype, _tiff_spacing(file, series, len(shape)), load)
+
+
+@contextmanager
+def _errors_raised(name: str) -> Iterator[None]:
+    """Raises what a library only logs: tifffile reads on where a chain of pages is broken."""
+    found: list[str] = []
+    handler = logging.Handler(logging.ERROR)
+    handler.emit = lambda entry: found.append(entry.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger(name)
+    before = logger.propagate
+    logger.addHandler(handler)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = before
+    if found:
+        raise ValueError(found[0])
 
 
 def _tiff_spacing(file: Any, series: Any, axes: int) -> tuple[float, ...] | None:
