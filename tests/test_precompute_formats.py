@@ -169,15 +169,11 @@ def test_the_limit_is_held_against_the_header_before_anything_is_allocated(tmp_p
     header["vox_offset"] = 352
     (tmp_path / "a.nii").write_bytes(header.binaryblock + bytes(8))
     (tmp_path / "a.nii.gz").write_bytes(gzip.compress(header.binaryblock + bytes(8)))
-    np.lib.format.write_array_header_1_0(
-        file := io.BytesIO(), {"descr": "|u1", "fortran_order": False, "shape": huge}
-    )
+    np.lib.format.write_array_header_1_0(file := io.BytesIO(), {"descr": "|u1", "fortran_order": False, "shape": huge})
     (tmp_path / "a.npy").write_bytes(file.getvalue())
     with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
         archive.writestr("labels.npy", file.getvalue())
-    (tmp_path / "a.nrrd").write_text(
-        "NRRD0004\ntype: uchar\ndimension: 3\nsizes: 10000 10000 10000\nencoding: raw\n\n"
-    )
+    (tmp_path / "a.nrrd").write_text("NRRD0004\ntype: uchar\ndimension: 3\nsizes: 10000 10000 10000\nencoding: raw\n\n")
     zarr.create_array(str(tmp_path / "a.zarr"), shape=huge, dtype="uint8", chunks=(64, 64, 64))
     zarr.create_array(str(tmp_path / "b.zarr"), shape=(4, 4), dtype="uint8", chunks=(100_000, 1_000_000))
     for name in ("a.nii", "a.nii.gz", "a.npy", "a.npz", "a.nrrd", "a.zarr", "b.zarr"):

@@ -42,16 +42,19 @@ def connect(scheduler: str | None, workers: int, stack: ExitStack) -> Any:
 
     Raises:
         ImportError: Dask distributed is not installed.
+        ValueError: The address is none.
         OSError: Nobody answers at the address.
     """
+    address = None if scheduler is None else checked_address(scheduler)
     try:
+        import dask
         from distributed import Client, LocalCluster
     except ModuleNotFoundError as error:
         raise ImportError(
             'clusters need dask and distributed, which are not installed: pip install "rwkernels[scale]"'
         ) from error
-    if scheduler is not None:
-        return stack.enter_context(_closing(Client(checked_address(scheduler), timeout=20)))
+    if address is not None:
+        return stack.enter_context(_closing(Client(address, timeout=dask.config.get("distributed.comm.timeouts.connect"))))
     cluster = LocalCluster(n_workers=workers, threads_per_worker=1, processes=True, dashboard_address=None)
     stack.enter_context(_closing(cluster))
     return stack.enter_context(_closing(Client(cluster)))
