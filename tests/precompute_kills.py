@@ -14,6 +14,7 @@ import sys
 import time
 from pathlib import Path
 
+import zarr.codecs  # noqa: F401
 from precompute_cases import contents, run
 
 from rwkernels.precompute import cluster, command, items, verify  # noqa: F401  (imported once, for all children)
@@ -50,13 +51,17 @@ def main(source: Path, folder: Path, kills: int, workers: int, seed: int) -> Non
     moments = random.Random(seed)
     arguments = (source, "--num-classes", 4, "--workers", workers)
     begin = time.perf_counter()
-    os.waitpid(start(arguments[0], folder / "undisturbed", *arguments[1:]), 0)
+    child = start(arguments[0], folder / "undisturbed", *arguments[1:])
+    while not any((folder / "undisturbed").glob("*.npy")):
+        time.sleep(0.001)
+    first = time.perf_counter() - begin  # until the first item was there
+    os.waitpid(child, 0)
     duration = time.perf_counter() - begin
     store, log = folder / "killed", []
     for kill in range(kills):
         again = ("--rebuild",) if kill % 3 == 2 else ()  # finished items are replaced as well
         child = start(arguments[0], store, *arguments[1:], *again)
-        time.sleep(moments.uniform(0, duration if again else duration / 2))
+        time.sleep(moments.uniform(first / 2, duration if again else (first + duration) / 2))
         os.kill(child, signal.SIGKILL)
         status = os.waitpid(child, 0)[1]
         if workers > 1:
@@ -65,7 +70,7 @@ def main(source: Path, folder: Path, kills: int, workers: int, seed: int) -> Non
     final = os.waitpid(start(arguments[0], store, *arguments[1:]), 0)[1]
     same = contents(store) == contents(folder / "undisturbed")
     rest = [path.name for path in store.iterdir() if path.name == PARTIAL]
-    print(json.dumps({"duration": duration, "log": log, "status": final, "same": same, "rest": rest}))
+    print(json.dumps({"first": first, "duration": duration, "log": log, "status": final, "same": same, "rest": rest}))
 
 
 if __name__ == "__main__":

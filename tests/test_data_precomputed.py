@@ -171,7 +171,7 @@ def test_a_damaged_item_is_an_error_and_not_another_map(stores):
     shard = target / "v0.nii.gz" / "foreground" / "c.0.0.0"
     whole = shard.read_bytes()
     shard.write_bytes(whole[:100])
-    with pytest.raises(ValueError, match="v0.nii.gz: expected a whole item, but foreground/c.0.0.0 is missing or cut"):
+    with pytest.raises(ValueError, match=r"v0.nii.gz: expected a whole item, but foreground/c.0.0.0 is missing or cut"):
         PrecomputedMaps(target)[0]
     shard.unlink()
     with pytest.raises(ValueError, match=r"v0.nii.gz: .* is missing or cut off"):
@@ -183,7 +183,7 @@ def test_a_damaged_item_is_an_error_and_not_another_map(stores):
         PrecomputedMaps(target)[0]
     data = PrecomputedMaps(target)
     os.truncate(target / "v2.nii.gz" / "zarr.json", 50)
-    with pytest.raises(ValueError, match="v2.nii.gz: expected a whole item, got damaged metadata"):
+    with pytest.raises(ValueError, match=r"v2.nii.gz: expected a whole item, got damaged metadata"):
         data["v2.nii.gz"]
 
 
@@ -195,7 +195,7 @@ def test_what_is_no_store_is_refused(tmp_path):
 
 
 def test_boundary_maps_and_maps_beside_their_labels_are_read_back(stores):
-    source, target = stores
+    source, _ = stores
     assert run(source, "--beside", "--num-classes", 4, "--maps", "boundary", "--include", "v0*") == 0
     data = PrecomputedMaps(source, source)
     assert data.names == ("v0.nii.gz.map.zarr",)

@@ -9,6 +9,7 @@ import threading
 import time
 from pathlib import Path
 
+import precompute_deadly
 import pytest
 from precompute_cases import contents, run, write_volumes
 
@@ -19,7 +20,7 @@ pytest.importorskip("zarr", reason="the extra `precompute` is not installed")
 distributed = pytest.importorskip("distributed", reason="the extra `scale` is not installed")
 import dask  # noqa: E402
 
-VOLUMES = 60
+VOLUMES = 40
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +33,9 @@ def made(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def cluster():
-    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as found:
+    with distributed.LocalCluster(
+        n_workers=2, threads_per_worker=1, processes=True, dashboard_address="127.0.0.1:0"
+    ) as found:
         yield found
 
 
@@ -59,35 +62,34 @@ def test_a_worker_that_is_killed_in_mid_run_is_survived(made, cluster, tmp_path,
     assert f"{VOLUMES} maps built" in capsys.readouterr().out
 
 
-def test_a_source_that_kills_its_worker_is_reported_and_the_rest_is_made(made, cluster, tmp_path, capsys, monkeypatch):
+def test_a_source_that_kills_its_worker_is_reported_and_the_rest_is_made(made, cluster, tmp_path, capsys):
     source, _ = made
     few = tmp_path / "labels"
     few.mkdir()
-    for index in range(4):
+    for index in range(8):
         (few / f"v{index}.npy").write_bytes((source / f"v00{index % 3}.npy").read_bytes())
     (few / "deadly.npy").write_bytes((source / "v000.npy").read_bytes())
 
-    def arm():
-        import os
-
-        os.environ["RWKERNELS_TEST_DEADLY"] = "deadly.npy"
-        import precompute_deadly  # noqa: F401
-
-    with distributed.Client(cluster) as client, dask.config.set({"distributed.scheduler.allowed-failures": 0}):
-        client.run_on_scheduler(lambda dask_scheduler: setattr(dask_scheduler, "allowed_failures", 0))
+    with distributed.Client(cluster) as client:
         client.wait_for_workers(2)
-        client.run(arm)
+        client.run_on_scheduler(lambda dask_scheduler: setattr(dask_scheduler, "allowed_failures", 1))
+        client.register_plugin(precompute_deadly.Armed("deadly.npy"))  # workers that are restarted are armed as well
         status = run(few, tmp_path / "maps", "--num-classes", 4, "--scheduler", cluster.scheduler_address)
+        client.unregister_worker_plugin("armed")
     assert status == 1
-    captured = capsys.readouterr()
-    assert "deadly.npy: every worker that had it died (killed, or out of memory)" in captured.err
-    # What a worker had done when it died is in the store, whatever became of its task.
-    assert set(Store(tmp_path / "maps").items()) == {f"v{index}.npy" for index in range(4)}
+    killed, _, others = capsys.readouterr().err.partition("deadly.npy: ")[2].partition("\n")
+    assert killed == "every worker that had it died (killed, or out of memory)"
+    # Dask may blame what waited beside it in the same worker as well; that is reported, or made.
+    blamed = {line.split(":")[0].strip() for line in others.splitlines()}
+    assert blamed | set(Store(tmp_path / "maps").items()) == {f"v{index}.npy" for index in range(8)}
+    (few / "deadly.npy").unlink()
+    assert run(few, tmp_path / "maps", "--num-classes", 4) == 0
 
 
 def test_the_command_starts_a_cluster_of_its_own(made, tmp_path):
     source, expected = made
     command = [sys.executable, "-m", "rwkernels", "precompute", source, tmp_path / "maps", "--cluster", "local"]
+    command += ["--include", "v00*", "--num-classes", "4"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent.parent), *sys.path])}
     done = subprocess.run(
         [*map(str, command), "--workers", "2"],
@@ -98,8 +100,8 @@ def test_the_command_starts_a_cluster_of_its_own(made, tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert f"{VOLUMES} maps built" in done.stdout
-    assert contents(tmp_path / "maps") == expected
+    names = {"zarr.json", "more/zarr.json", *(name for name in expected if "v00" in name)}
+    assert contents(tmp_path / "maps") == {name: expected[name] for name in names}
 
 
 def test_trouble_that_passes_is_tried_again_and_bad_sources_are_not(made, tmp_path, monkeypatch, capsys):
@@ -116,11 +118,15 @@ def test_trouble_that_passes_is_tried_again_and_bad_sources_are_not(made, tmp_pa
         return original(path, options)
 
     monkeypatch.setattr(items, "open_labels", troubled)
-    options = {"n_workers": 1, "threads_per_worker": 2, "processes": False, "dashboard_address": None}
+    options = {
+        "n_workers": 1,
+        "threads_per_worker": 2,
+        "processes": False,
+        "dashboard_address": "127.0.0.1:0",
+        "protocol": "tcp",
+    }
     with distributed.LocalCluster(**options) as inside:
         arguments = ["--num-classes", 4, "--include", "v00[0-2].npy", "--scheduler", inside.scheduler_address]
-        if not inside.scheduler_address.startswith("tcp"):
-            pytest.skip("a cluster within a process has no address")
         assert run(source, tmp_path / "maps", *arguments) == 1
     assert "v002.npy: labels: no such thing" in capsys.readouterr().err
     assert tries.count("v001.npy") == 3

@@ -238,7 +238,7 @@ def test_nothing_is_unpickled(tmp_path):
     for name in ("a.npy", "a.npz", "a.zarr"):
         with pytest.raises(ValueError, match="labels: expected integers, got"):
             read(tmp_path / name)
-    with pytest.raises(ValueError, match="codecs: expected .*, got pickle"):
+    with pytest.raises(ValueError, match=r"codecs: expected .*, got pickle"):
         read(tmp_path / "b.zarr")
     assert not (tmp_path / "sprung").exists()
 

@@ -207,5 +207,6 @@ class PrecomputedMaps(Dataset[Any]):
                 ignore_index=settings["ignore_index"],
             )
         else:
-            map_ = torch.from_numpy(np.ascontiguousarray(arrays["dense"][(slice(None), *box)]))
+            every = (slice(None), *box)
+            map_ = torch.from_numpy(np.ascontiguousarray(arrays["dense"][every]))
         return {"label": labels, "map": map_, "name": name, "spacing": tuple(kept["spacing"])}

@@ -54,8 +54,10 @@ def connect(scheduler: str | None, workers: int, stack: ExitStack) -> Any:
             'clusters need dask and distributed, which are not installed: pip install "rwkernels[scale]"'
         ) from error
     if address is not None:
-        return stack.enter_context(_closing(Client(address, timeout=dask.config.get("distributed.comm.timeouts.connect"))))
-    cluster = LocalCluster(n_workers=workers, threads_per_worker=1, processes=True, dashboard_address=None)
+        timeout = dask.config.get("distributed.comm.timeouts.connect")
+        return stack.enter_context(_closing(Client(address, timeout=timeout)))
+    # The scheduler's page of this machine alone, at any free port.
+    cluster = LocalCluster(n_workers=workers, threads_per_worker=1, processes=True, dashboard_address="127.0.0.1:0")
     stack.enter_context(_closing(cluster))
     return stack.enter_context(_closing(Client(cluster)))
 

@@ -17,7 +17,7 @@ import torch
 from tqdm import tqdm
 
 from rwkernels.precompute import cluster, items, runner, sources, verify
-from rwkernels.precompute.formats import SUFFIXES
+from rwkernels.precompute.formats import SUFFIXES, is_zarr
 from rwkernels.precompute.items import Job, Outcome
 from rwkernels.precompute.settings import Settings, checked_bits
 from rwkernels.precompute.store import Store
@@ -95,7 +95,7 @@ def _places(args: argparse.Namespace) -> tuple[Path, Store]:
     if args.beside:
         if args.dst is not None:
             raise ValueError(f"DST: expected none with --beside, got {args.dst}")
-        return root, Store(root if root.is_dir() and not sources.is_zarr(root) else root.parent, beside=True)
+        return root, Store(root if root.is_dir() and not is_zarr(root) else root.parent, beside=True)
     if args.dst is None:
         raise ValueError("DST: expected a folder for the maps, or --beside")
     target = args.dst.resolve()

@@ -51,7 +51,8 @@ def _npy(file: Any, options: ReadOptions) -> Opened:
         if got < size:
             raise ValueError(f"data: expected {size} bytes, got {got}: the file is cut off")
         values = np.frombuffer(data, dtype).reshape(shape, order="F" if fortran else "C")
-        return values.astype(dtype.newbyteorder("="), copy=False)
+        native: npt.NDArray[Any] = values.astype(dtype.newbyteorder("="), copy=False)
+        return native
 
     return Opened(tuple(shape), dtype, None, load)
 
@@ -112,12 +113,22 @@ def tiff(path: Path, options: ReadOptions) -> Opened:
     return Opened(shape, series.dtype, _tiff_spacing(file, series, len(shape)), load)
 
 
+class _Kept(logging.Handler):
+    """Keeps what is logged."""
+
+    def __init__(self, level: int) -> None:
+        super().__init__(level)
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep the message."""
+        self.messages.append(record.getMessage())
+
+
 @contextmanager
 def _errors_raised(name: str) -> Iterator[None]:
     """Raises what a library only logs: tifffile reads on where a chain of pages is broken."""
-    found: list[str] = []
-    handler = logging.Handler(logging.ERROR)
-    handler.emit = lambda entry: found.append(entry.getMessage())  # type: ignore[method-assign]
+    handler = _Kept(logging.ERROR)
     logger = logging.getLogger(name)
     before = logger.propagate
     logger.addHandler(handler)
@@ -127,8 +138,8 @@ def _errors_raised(name: str) -> Iterator[None]:
     finally:
         logger.removeHandler(handler)
         logger.propagate = before
-    if found:
-        raise ValueError(found[0])
+    if handler.messages:
+        raise ValueError(handler.messages[0])
 
 
 def _tiff_spacing(file: Any, series: Any, axes: int) -> tuple[float, ...] | None:

@@ -31,9 +31,9 @@ def nifti(path: Path, options: ReadOptions) -> Opened:
     gzipped = packed[:2] == b"\x1f\x8b"
     stream: Any = gzip.GzipFile(fileobj=io.BytesIO(packed)) if gzipped else io.BytesIO(packed)
     start = stream.read(540)
-    sizes = {int.from_bytes(start[:4], order) for order in ("little", "big")} & set(_HEADERS)  # type: ignore[arg-type]
-    size = next(iter(sizes), 0)
-    if not sizes or len(start) < size:
+    size = int.from_bytes(start[:4], "little")
+    size = size if size in _HEADERS else int.from_bytes(start[:4], "big")
+    if size not in _HEADERS or len(start) < size:
         raise ValueError("no NIfTI file: the header is missing or cut off")
     name = _HEADERS[size]
     header = getattr(nib, f"{name}Header")(start[:size], check=False)
@@ -53,7 +53,8 @@ def nifti(path: Path, options: ReadOptions) -> Opened:
             raise ValueError(f"data: expected {needed} bytes, got {len(data)}: the file is cut off")
         values = np.asanyarray(image_class.from_bytes(data).dataobj)
         values = values.reshape(_without_trailing(values.shape))
-        return values.astype(values.dtype.newbyteorder("="), copy=False).transpose(order)
+        native: npt.NDArray[Any] = values.astype(values.dtype.newbyteorder("="), copy=False).transpose(order)
+        return native
 
     shape = _without_trailing(stored)
     affine = np.asarray(header.get_best_affine(), dtype=float)
