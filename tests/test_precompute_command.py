@@ -1,6 +1,7 @@
 """`rwkernels precompute` from folders to stores: what is made, skipped, rebuilt, refused and reported."""
 
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -14,7 +15,7 @@ from precompute_cases import AFFINE, SPACING, blob, contents, parse, run, write_
 
 import rwkernels as rw
 from rwkernels.data import class_max
-from rwkernels.precompute import items
+from rwkernels.precompute import items, shards
 from rwkernels.precompute.settings import Settings
 from rwkernels.precompute.store import PARTIAL, Store, record
 from rwkernels.quantised import decode, largest_error
@@ -125,6 +126,27 @@ def test_what_is_done_is_skipped_and_what_changed_is_made_anew(folders, capsys):
     write_nifti(source / "a.nii.gz", LABELS)
     assert run(source, target, "--num-classes", 4, "--rebuild") == 0
     assert contents(target) == before
+
+
+@pytest.mark.parametrize("shape", [(21, 18, 13), (8, 9, 16), (40, 31), (3, 21, 18, 13), (50,)])
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.int32, np.uint16, np.float32])
+@pytest.mark.parametrize("pixels", [1 << 27, 2000, 1])
+def test_zarr_reads_every_shape_and_type_that_is_packed_here(tmp_path, monkeypatch, shape, dtype, pixels):
+    monkeypatch.setattr(shards, "PIXELS", pixels)  # all chunks in one file, some, one
+    values = np.random.default_rng(0).integers(0, 100, shape).astype(dtype)
+    chunks = (8, 9, 4) if len(shape) == 3 else (1, 8, 9, 4) if len(shape) == 4 else (16,) * len(shape)
+    group = zarr.create_group(str(tmp_path / "g"), zarr_format=3)
+    shards.write(group, tmp_path / "g" / "a", values, chunks, {"x": 1})
+    found = zarr.open_array(str(tmp_path / "g" / "a"), mode="r")
+    assert (found[...] == values).all()
+    assert found.dtype == values.dtype
+    assert found.chunks == chunks
+    box = tuple(slice(1, side - 1) for side in shape)
+    assert (found[box] == values[box]).all()
+    assert dict(found.attrs) == {"x": 1}
+    files = len(list((tmp_path / "g" / "a").glob("c.*")))
+    assert files == math.prod(-(-n // s) for n, s in zip(shape, shards.shard_shape(shape, chunks), strict=True))
+    assert (files > 1) == (pixels < values.size)
 
 
 def damage_shard(item: Path) -> None:

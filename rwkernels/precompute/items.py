@@ -18,13 +18,12 @@ from torch import Tensor
 
 import rwkernels
 from rwkernels.compact import RectifiedMap
-from rwkernels.precompute import sources
+from rwkernels.precompute import shards, sources
 from rwkernels.precompute.formats import Opened, open_labels, scans, whole_labels
 from rwkernels.precompute.settings import Settings
 from rwkernels.precompute.store import Store, damage, finish, record
 from rwkernels.quantised import encode
 
-_SHARD = 1 << 27  # pixels of one file
 # What a file system that is shared says now and then, and may not say again.
 _PASSING = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EBUSY, errno.ENFILE, errno.EMFILE}
 
@@ -227,45 +226,20 @@ def distance_at(
 def _write(item: Path, labels: npt.NDArray[Any], map_: RectifiedMap | Tensor, opened: Opened, job: Job) -> None:
     """Writes the arrays of an item, and NIfTI where it was asked for."""
     import zarr
-    from zarr.codecs import BloscCodec, Crc32cCodec
 
     settings = job.settings
     group = zarr.create_group(zarr.storage.LocalStore(item), zarr_format=3)
-
-    def write(name: str, values: npt.NDArray[Any], attributes: dict[str, Any]) -> None:
-        leading = values.ndim - labels.ndim
-        side = settings.chunk if labels.ndim > 2 else settings.chunk * 8
-        chunks = (*[1] * leading, *(min(side, length) for length in labels.shape))
-        array = group.create_array(
-            name,
-            shape=values.shape,
-            dtype=values.dtype,
-            chunks=chunks,
-            shards=_shards(values.shape, chunks),
-            compressors=(
-                BloscCodec(typesize=values.dtype.itemsize, cname="lz4", clevel=5, shuffle="shuffle"),
-                Crc32cCodec(),  # a chunk that was damaged is an error, and not another map
-            ),
-            fill_value=0,
-            chunk_key_encoding={"name": "default", "separator": "."},  # one folder an array, not one an axis
-            attributes=attributes,
-            config={"write_empty_chunks": True},  # looking for empty ones takes longer than packing them
-        )
-        array[...] = values
-
-    # All chunks in one batch: with one each, the library spends as long on its tasks as on the pixels.
-    with zarr.config.set({"threading.max_workers": job.threads, "codec_pipeline.batch_size": 64}):
-        write("labels", labels, {})
-        if isinstance(map_, RectifiedMap):
-            foreground = map_.foreground
-            if settings.bits == 32:
-                write("foreground", foreground.numpy(), {})
-            else:
-                steps = (1 << settings.bits) - 1
-                write("foreground", encode(foreground, settings.bits).numpy(), {"value": f"-code / {steps}"})
-        dense = _dense(map_) if settings.dense or not settings.compact else None
-        if dense is not None:
-            write("dense", dense, {})
+    side = settings.chunk if labels.ndim > 2 else settings.chunk * 8
+    chunks = tuple(min(side, length) for length in labels.shape)
+    shards.write(group, item / "labels", labels, chunks, {})
+    if isinstance(map_, RectifiedMap):
+        values, meaning = map_.foreground.numpy(), {}
+        if settings.bits != 32:
+            values, meaning = encode(values, settings.bits), {"value": f"-code / {(1 << settings.bits) - 1}"}
+        shards.write(group, item / "foreground", values, chunks, meaning)
+    dense = _dense(map_) if settings.dense or not settings.compact else None
+    if dense is not None:
+        shards.write(group, item / "dense", dense, (1, *chunks), {})
     if settings.nifti:
         values = map_.foreground.numpy() if dense is None and isinstance(map_, RectifiedMap) else dense
         assert values is not None
@@ -276,15 +250,6 @@ def _dense(map_: RectifiedMap | Tensor) -> npt.NDArray[np.float32]:
     values = map_[None].dense()[0] if isinstance(map_, RectifiedMap) else map_
     found: npt.NDArray[np.float32] = values.numpy()
     return found
-
-
-def _shards(shape: tuple[int, ...], chunks: tuple[int, ...]) -> tuple[int, ...]:
-    """As many whole chunks in one file as it takes for all of them, or for `_SHARD` pixels."""
-    counts = [-(-side // chunk) for side, chunk in zip(shape, chunks, strict=True)]
-    for axis in range(len(counts)):
-        while counts[axis] > 1 and math.prod(counts) * math.prod(chunks) > _SHARD:
-            counts[axis] = -(-counts[axis] // 2)
-    return tuple(count * chunk for count, chunk in zip(counts, chunks, strict=True))
 
 
 def _size(shape: tuple[int, ...], settings: Settings) -> int:
