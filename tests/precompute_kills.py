@@ -58,15 +58,19 @@ def main(source: Path, folder: Path, kills: int, workers: int, seed: int) -> Non
     os.waitpid(child, 0)
     duration = time.perf_counter() - begin
     store, log = folder / "killed", []
-    for kill in range(kills):
-        again = ("--rebuild",) if kill % 3 == 2 else ()  # finished items are replaced as well
+    total = len(contents(folder / "undisturbed"))
+    while len(log) < kills:
+        whole = store.exists() and len(contents(store)) == total
+        again = ("--rebuild",) if whole or len(log) % 3 == 2 else ()  # finished items are replaced as well
         child = start(arguments[0], store, *arguments[1:], *again)
-        time.sleep(moments.uniform(first / 2, duration if again else (first + duration) / 2))
+        time.sleep(moments.uniform(first / 2, 0.9 * duration if again else (first + duration) / 2))
         os.kill(child, signal.SIGKILL)
         status = os.waitpid(child, 0)[1]
         if workers > 1:
             time.sleep(0.5)  # its workers notice
-        log.append([os.WIFSIGNALED(status), assert_whole(store) if store.exists() else 0])
+        there = assert_whole(store) if store.exists() else 0
+        if os.WIFSIGNALED(status):  # else it was done before, and does not count
+            log.append(there)
     final = os.waitpid(start(arguments[0], store, *arguments[1:]), 0)[1]
     same = contents(store) == contents(folder / "undisturbed")
     rest = [path.name for path in store.iterdir() if path.name == PARTIAL]
