@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import sys
 import time
@@ -61,7 +62,11 @@ def main(source: Path, folder: Path, kills: int, workers: int, seed: int) -> Non
     total = len(contents(folder / "undisturbed"))
     while len(log) < kills:
         whole = store.exists() and len(contents(store)) == total
-        again = ("--rebuild",) if whole or len(log) % 3 == 2 else ()  # finished items are replaced as well
+        again = ("--rebuild",) if len(log) % 3 == 2 else ()  # finished items are replaced as well
+        if whole and not again:  # something to do, in any part of the store
+            names = list(Store(store).items())
+            for name in moments.sample(names, len(names) * 3 // 4):
+                shutil.rmtree(store / name)
         child = start(arguments[0], store, *arguments[1:], *again)
         time.sleep(moments.uniform(first / 2, 0.9 * duration if again else (first + duration) / 2))
         os.kill(child, signal.SIGKILL)
