@@ -241,9 +241,9 @@ def _write(item: Path, labels: npt.NDArray[Any], map_: RectifiedMap | Tensor, op
     if dense is not None:
         shards.write(group, item / "dense", dense, (1, *chunks), {})
     if settings.nifti:
-        values = map_.foreground.numpy() if dense is None and isinstance(map_, RectifiedMap) else dense
-        assert values is not None
-        scans.write_nifti(item / "map.nii", values, opened)
+        shown = map_.foreground.numpy() if dense is None and isinstance(map_, RectifiedMap) else dense
+        assert shown is not None
+        scans.write_nifti(item / "map.nii", shown, opened)
 
 
 def _dense(map_: RectifiedMap | Tensor) -> npt.NDArray[np.float32]:
