@@ -3,40 +3,49 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 from collections.abc import Sequence
+from types import ModuleType
+from typing import NamedTuple
+
+
+class Command(NamedTuple):
+    """A module with `add_arguments(parser)`, unless it takes none, and `run(parsed)`, which returns the exit code."""
+
+    module: str
+    help: str
+
+    def load(self) -> ModuleType:
+        """What it stands for; each of them imports what it needs when it runs."""
+        return importlib.import_module(self.module)
+
+
+COMMANDS = {
+    "demo": Command("rwkernels.demo", "train a small U-Net on MR images with four losses, and compare them"),
+    "doctor": Command("rwkernels.doctor", "show what is installed, what can run and whether it is right"),
+    "bench": Command("rwkernels.bench", "measure maps, loss and labels to gradient here, against other libraries"),
+    "show": Command("rwkernels.show", "draw the maps of a label image of your own"),
+    "precompute": Command("rwkernels.precompute", "make the maps of a folder of label maps, here or on a cluster"),
+    "serve": Command(
+        "rwkernels.service.command", "answer batches of labels with their maps, for loaders elsewhere (Arrow Flight)"
+    ),
+}
 
 
 def _parser() -> argparse.ArgumentParser:
-    from rwkernels import __version__, bench, demo, show
-    from rwkernels.service import command as service
+    from rwkernels import __version__
 
     parser = argparse.ArgumentParser(prog="rwkernels", description="Region-wise loss at memory speed.")
     parser.add_argument("--version", action="version", version=f"rwkernels {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    demo.add_arguments(
-        commands.add_parser(
-            "demo",
-            help="train a small U-Net on MR images with four losses, and compare them",
-            description="Trains a small U-Net on the MNI152 template with four losses, and compares them.",
+    for name, command in COMMANDS.items():
+        found = commands.add_parser(
+            name, help=command.help, description=f"{command.help[0].upper()}{command.help[1:]}."
         )
-    )
-    commands.add_parser(
-        "doctor",
-        help="show what is installed, what can run and whether it is right",
-        description="Shows versions and backends, and checks every backend that can run against the reference.",
-    )
-    bench.add_arguments(
-        commands.add_parser("bench", help="measure maps, loss and labels to gradient here, against other libraries")
-    )
-    show.add_arguments(commands.add_parser("show", help="draw the maps of a label image of your own"))
-    service.add_arguments(
-        commands.add_parser(
-            "serve",
-            help="answer batches of labels with their maps, over Arrow Flight",
-            description="Builds maps for the data loaders of other processes and machines (RemoteMapBuilder).",
-        )
-    )
+        module = command.load()
+        if hasattr(module, "add_arguments"):
+            module.add_arguments(found)
     return parser
 
 
@@ -44,28 +53,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
     parsed = _parser().parse_args(arguments)
     try:
-        if parsed.command == "doctor":
-            from rwkernels import doctor
-
-            return doctor.run()
-        if parsed.command == "bench":
-            from rwkernels import bench
-
-            return bench.run(parsed)
-        if parsed.command == "show":
-            from rwkernels import show
-
-            return show.run(parsed)
-        if parsed.command == "serve":
-            from rwkernels.service import command
-
-            return command.run(parsed)
-        from rwkernels import demo
-
-        return demo.run(parsed)
+        code: int = COMMANDS[parsed.command].load().run(parsed)
     except KeyboardInterrupt:
         print("\nInterrupted.", file=sys.stderr)
         return 130
+    return code
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.metadata
 import platform
 from collections.abc import Iterator
@@ -125,7 +126,7 @@ def _report(status: BackendStatus) -> bool:
     return good
 
 
-def run() -> int:
+def run(_: argparse.Namespace | None = None) -> int:
     """Prints the report. 0 if every backend that can run is right and at least one besides the reference can."""
     for name, value in _versions():
         print(f"{name:<14} {value}")

@@ -1,7 +1,8 @@
 """Maps where data is loaded: one batch ahead of the training step, in workers, or once for whole volumes."""
 
 from rwkernels.data.loader import MapLoader
+from rwkernels.data.precomputed import PrecomputedMaps
 from rwkernels.data.volumes import class_max, crop
 from rwkernels.data.workers import AddMap, MapCollate
 
-__all__ = ["AddMap", "MapCollate", "MapLoader", "class_max", "crop"]
+__all__ = ["AddMap", "MapCollate", "MapLoader", "PrecomputedMaps", "class_max", "crop"]

@@ -1,0 +1,147 @@
+"""Label maps of every kind of file, opened in one way: the header first, the labels when they are asked for.
+
+`scans` reads NIfTI, NRRD, MetaImage and what else SimpleITK reads, which know where in the world they lie; `plain`
+reads NPY, NPZ, TIFF, PNG and Zarr. Nothing is unpickled, and nothing is allocated before a header was held against
+the limit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from rwkernels import checks
+
+Affine = list[list[float]]
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """How files are read: `axes` is the order for scans, `key` the array of files that hold several."""
+
+    axes: str = "xyz"
+    key: str | None = None
+    spacing: tuple[float, ...] | None = None
+    max_bytes: int = 1 << 62
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What the header of a file says; `load` reads the values. `affine` leads from array indices to world mm (RAS+)."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    spacing: tuple[float, ...] | None
+    load: Callable[[], npt.NDArray[Any]]
+    affine: Affine | None = None
+    axes: str | None = None
+
+
+def suffix_of(path: Path) -> str | None:
+    """The suffix by which a file is known, `.nii.gz` for instance; None for files that are not read."""
+    name = path.name.lower()
+    return next((known for known in SUFFIXES if name.endswith(known) and name != known), None)
+
+
+def is_zarr(path: Path) -> bool:
+    """Whether a folder is a Zarr array or group."""
+    return path.suffix.lower() == ".zarr" or any((path / name).is_file() for name in ("zarr.json", ".zarray"))
+
+
+def open_labels(path: Path, options: ReadOptions) -> Opened:
+    """Reads the header of the label map at `path`, and holds it against the limit.
+
+    Raises:
+        ValueError: It is no label map: not a file of its kind, several channels, no integers, too large.
+        OSError: It cannot be read.
+    """
+    suffix = ".zarr" if path.is_dir() else suffix_of(path)
+    if suffix in NIFTI:
+        from rwkernels.precompute.formats import scans
+
+        opened = scans.nifti(path, options)
+    elif suffix in SIMPLE_ITK:
+        from rwkernels.precompute.formats import scans
+
+        opened = scans.simple_itk(path, options)
+    elif suffix in PLAIN:
+        from rwkernels.precompute.formats import plain
+
+        opened = plain.READERS[PLAIN[suffix]](path, options)
+    else:
+        raise ValueError(f"no label map: expected a name that ends in {', '.join(SUFFIXES)}")
+    if not 1 <= len(opened.shape) <= 3 or 0 in opened.shape:
+        raise ValueError(f"labels: expected one channel and 1 to 3 axes of pixels, got shape {list(opened.shape)}")
+    spacing = options.spacing or opened.spacing or (1.0,)
+    steps = checks.spacing(spacing if len(spacing) > 1 else spacing[0], len(opened.shape))
+    return Opened(opened.shape, opened.dtype, tuple(steps), opened.load, opened.affine, opened.axes)
+
+
+def admit(shape: tuple[int, ...], dtype: np.dtype[Any], options: ReadOptions) -> None:
+    """Refuses what would take more bytes than the limit, or is no number at all."""
+    if dtype.kind not in "biuf":
+        raise ValueError(f"labels: expected integers, got {dtype}")
+    size = math.prod(int(side) for side in shape) * dtype.itemsize
+    if size > options.max_bytes or any(side < 0 for side in shape):
+        raise ValueError(
+            f"labels: expected at most {options.max_bytes} bytes (--max-bytes), got {size}: {dtype} {list(shape)}"
+        )
+
+
+def read_bounded(path: Path, options: ReadOptions) -> bytes:
+    """The bytes of a file that is no larger than the limit."""
+    size = path.stat().st_size
+    if size > options.max_bytes:
+        raise ValueError(f"file: expected at most {options.max_bytes} bytes (--max-bytes), got {size}")
+    with path.open("rb") as file:
+        return file.read(size)
+
+
+def whole_labels(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Labels in the smallest integer type that holds them and that the kernels take, contiguous.
+
+    Raises:
+        ValueError: Floating labels are not whole numbers.
+    """
+    if values.dtype.kind == "f":
+        with np.errstate(invalid="ignore"):
+            whole = values.astype(np.int64)
+        wrong = (whole != values) | ~(np.abs(values) < 2.0**53)
+        if wrong.any():
+            place = tuple(int(at) for at in np.argwhere(wrong)[0])
+            raise ValueError(f"labels: expected whole numbers, got {values[place]} at {place}")
+        values = whole
+    if values.dtype == np.bool_:
+        values = np.logical_or(values, False).view(np.uint8)  # bytes of files may hold other truths than 1
+    if values.dtype not in (np.uint8, np.int8):
+        low, high = int(values.min()), int(values.max())
+        for dtype in (np.uint8, np.int8, np.int16, np.int32, np.int64):
+            limits = np.iinfo(dtype)
+            if limits.min <= low and high <= limits.max:
+                return in_order(values.astype(dtype, order="K", copy=False))
+        raise ValueError(f"labels: expected integers of 64 bits, got {high}")
+    return in_order(values)
+
+
+def in_order(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The values with the last axis fastest in memory, in memory that may be written to."""
+    if values.ndim != 3 or not values.flags.f_contiguous:
+        return np.require(values, requirements=("C", "W"))
+    found = np.empty(values.shape, values.dtype)
+    step = 16  # blocks that fit the cache in both orders
+    for x in range(0, values.shape[0], step):
+        for z in range(0, values.shape[2], step):
+            found[x : x + step, :, z : z + step] = values[x : x + step, :, z : z + step]
+    return found
+
+
+NIFTI = (".nii", ".nii.gz")
+SIMPLE_ITK = (".nrrd", ".nhdr", ".mha", ".mhd", ".gipl", ".gipl.gz", ".vtk")
+PLAIN = {".npy": "npy", ".npz": "npz", ".tif": "tiff", ".tiff": "tiff", ".png": "png", ".zarr": "zarr"}
+SUFFIXES = (*NIFTI, *SIMPLE_ITK, *PLAIN)

@@ -1,0 +1,93 @@
+"""Arrays of an item, in the files of Zarr's sharding codec.
+
+The library makes the array and its metadata, and reads it. Its chunks are packed here: through the library's
+tasks and threads, a volume of 128^3 takes longer to pack than its map takes to compute.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+PIXELS = 1 << 27  # of one file
+_NAME, _LEVEL, _SHUFFLE = "lz4", 5, "shuffle"
+_ABSENT = np.uint64(2**64 - 1)
+
+
+def write(group: Any, folder: Path, values: npt.NDArray[Any], chunks: tuple[int, ...], attributes: Any) -> None:
+    """Writes `values` as the array `folder.name` of a group, whose folder is that of `folder`."""
+    from zarr.codecs import BloscCodec, Crc32cCodec
+
+    shard = shard_shape(values.shape, chunks)
+    group.create_array(
+        folder.name,
+        shape=values.shape,
+        dtype=values.dtype,
+        chunks=chunks,
+        shards=shard,
+        compressors=(
+            BloscCodec(typesize=values.dtype.itemsize, cname=_NAME, clevel=_LEVEL, shuffle=_SHUFFLE),
+            Crc32cCodec(),  # a chunk that was damaged is an error, and not another map
+        ),
+        fill_value=0,
+        chunk_key_encoding={"name": "default", "separator": "."},  # one folder an array, not one an axis
+        attributes=attributes,
+    )
+    for place in itertools.product(*(range(-(-n // s)) for n, s in zip(values.shape, shard, strict=True))):
+        inside = tuple(slice(at * side, (at + 1) * side) for at, side in zip(place, shard, strict=True))
+        with (folder / ".".join(["c", *map(str, place)])).open("xb") as file:
+            file.writelines(_packed(values[inside], shard, chunks))
+
+
+def shard_shape(shape: tuple[int, ...], chunks: tuple[int, ...]) -> tuple[int, ...]:
+    """As many whole chunks in one file as it takes for all of them, or for `PIXELS`."""
+    counts = [-(-side // chunk) for side, chunk in zip(shape, chunks, strict=True)]
+    for axis in range(len(counts)):
+        while counts[axis] > 1 and math.prod(counts) * math.prod(chunks) > PIXELS:
+            counts[axis] = -(-counts[axis] // 2)
+    return tuple(count * chunk for count, chunk in zip(counts, chunks, strict=True))
+
+
+def _packed(values: npt.NDArray[Any], shard: tuple[int, ...], chunks: tuple[int, ...]) -> Iterator[bytes]:
+    """The chunks of one file, each with its checksum, and the index of where they are, with its own."""
+    from numcodecs import blosc
+
+    counts = [side // chunk for side, chunk in zip(shard, chunks, strict=True)]
+    index = np.full((*counts, 2), _ABSENT, "<u8")
+    offset = 0
+    for place in itertools.product(*map(range, counts)):
+        inside = tuple(slice(at * side, (at + 1) * side) for at, side in zip(place, chunks, strict=True))
+        part = np.ascontiguousarray(values[inside])
+        if part.size == 0:
+            continue  # beyond the end of the array
+        if part.shape != chunks:
+            part = np.pad(part, [(0, chunk - side) for side, chunk in zip(part.shape, chunks, strict=True)])
+        data = blosc.compress(part, _NAME.encode(), _LEVEL, blosc.SHUFFLE)
+        yield data
+        yield _checksum(data)
+        index[place] = offset, len(data) + 4
+        offset += len(data) + 4
+    yield index.tobytes()
+    yield _checksum(index.tobytes())
+
+
+def _checksum(data: bytes) -> bytes:
+    found: int = _crc32c()(data)
+    return found.to_bytes(4, "little")
+
+
+@cache
+def _crc32c() -> Any:
+    """The checksum of Zarr's codec, from the package that the installed release of Zarr brings with it."""
+    try:
+        from google_crc32c import value
+    except ModuleNotFoundError:
+        from crc32c import crc32c as value
+    return value
