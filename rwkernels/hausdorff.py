@@ -92,7 +92,7 @@ def hausdorff_loss(
         measure = _Distances(logits.shape[1], steps, first, alpha, backend)
         weight = measure.of_labels(labels, ignored, checked)
         if threshold is None:
-            weight += measure.of_prediction(wide, ignored, skipped)
+            weight += measure.of_prediction(wide, skipped)
         else:
             weight += measure.of_masks(probabilities > threshold, skipped)
         classes = torch.arange(first, logits.shape[1], device=labels.device)
@@ -125,12 +125,13 @@ class _Distances:
         """Of labels [B, *S]: the size of the boundary map is just this distance, on both sides of a boundary."""
         return self._power(self._signed(labels, self.num_classes, ignore_index, validate)[:, self.first :])
 
-    def of_prediction(self, logits: Tensor, ignore_index: int | None, skipped: Tensor | None) -> Tensor:
+    def of_prediction(self, logits: Tensor, skipped: Tensor | None) -> Tensor:
         """Of the class of the largest logit."""
         predicted = logits.argmax(1)
-        if skipped is not None and ignore_index is not None:
-            predicted = predicted.masked_fill(skipped, ignore_index)
-        return self.of_labels(predicted, ignore_index, False)
+        if skipped is None:
+            return self.of_labels(predicted, None, False)
+        # Not the caller's `ignore_index`: that may be a class, which can be predicted where labels have another.
+        return self.of_labels(predicted.masked_fill(skipped, -1), -1, False)
 
     def of_masks(self, masks: Tensor, skipped: Tensor | None) -> Tensor:
         """Of every class against the rest, from masks [B, K, *S]."""
