@@ -18,6 +18,8 @@ from rwkernels.modules import RegionWiseLoss
 
 def _steps_along(values: Tensor, axis: int) -> Tensor:
     """Difference to the next pixel along `axis`; 0 at the last one, past which nothing is known."""
+    if values.shape[axis] == 0:
+        return torch.zeros_like(values)
     size = values.shape[axis]
     step = values.narrow(axis, 1, size - 1) - values.narrow(axis, 0, size - 1)
     return torch.cat([step, torch.zeros_like(values.narrow(axis, 0, 1))], axis)
@@ -158,12 +160,14 @@ def _pixels(like: Tensor, counts: Tensor | None) -> Tensor | int:
 
 def _counting(logits: Tensor, labels: Any, ignore_index: int | None) -> Tensor | None:
     """Which pixels count [B, *S]; None for all."""
-    if ignore_index is None:
-        return None
     if labels is None:
-        raise ValueError("labels: expected labels, which ignore_index needs, got None")
+        if ignore_index is not None:
+            raise ValueError("labels: expected labels, which ignore_index needs, got None")
+        return None
     labels = labels_like("labels", labels, logits.shape)
     checks.same_device("labels", labels, "logits", logits)
+    if ignore_index is None:
+        return None
     return ~reference.is_label(labels, ignore_index)
 
 

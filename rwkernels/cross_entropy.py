@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rwkernels import checks, ops
-from rwkernels.backends import choose, reference
+from rwkernels import checks, ops  # noqa: F401  (ops defines the operators)
+from rwkernels.backends import reference
 from rwkernels.functional import check_logits
 from rwkernels.maps import labels_like
+from rwkernels.modules import whole_labels
 
 
 def weighted_cross_entropy(
@@ -31,7 +32,7 @@ def weighted_cross_entropy(
 
     Args:
         logits: float32, float64, bfloat16 or float16 `[B, K, *S]` with one to three spatial axes.
-        labels: Integers `[B, *S]` or `[B, 1, *S]` in `[0, K)`.
+        labels: Integers (or floats that hold whole numbers) `[B, *S]` or `[B, 1, *S]` in `[0, K)`.
         weight: A number for every pixel, floating `[B, *S]` or `[B, 1, *S]`.
         ignore_index: Label, possibly negative, of pixels that do not count.
         reduction: `"mean"` divides by the number of pixels that count; unlike PyTorch's mean with class weights, not by
@@ -56,18 +57,19 @@ def weighted_cross_entropy(
     """
     logits = check_logits(logits)
     checks.choice("reduction", reduction, checks.REDUCTIONS)
-    labels = labels_like("labels", labels, logits.shape)
-    checks.same_device("labels", labels, "logits", logits)
+    checked = checks.validate(validate, logits.device)
+    checks.same_device("labels", checks.tensor("labels", labels), "logits", logits)
+    labels = labels_like("labels", whole_labels(checks.tensor("labels", labels), checked), logits.shape)
     weight = checks.tensor("weight", weight)
     checks.floating("weight", weight)
     weight = weight.squeeze(1) if weight.dim() == logits.dim() and weight.shape[1] == 1 else weight
     checks.shape("weight", weight, labels.shape, "[B, *S] of the labels")
     checks.same_device("weight", weight, "logits", logits)
     ignored = checks.ignore_index(ignore_index)
-    if ops.can_check(labels, checks.validate(validate, labels.device)):
-        whole = labels.contiguous()
-        find = choose(labels.device, "first_bad_label", backend).first_bad_label
-        ops.refuse_bad_label(whole, find(whole, logits.shape[1], ignored), logits.shape[1], ignored)
+    # Ones from an operator that checks the labels, so that the check is in compiled graphs too.
+    weight = weight * torch.ops.rwkernels.constant(
+        labels, logits.shape[1], 1.0, ignored, checked, checks.backend(backend)
+    )
     wide = logits.to(torch.float64 if logits.dtype == torch.float64 else torch.float32)
     bad = reference.is_no_class(labels, logits.shape[1])  # of ignored pixels too, unless a class is ignored
     skipped = None if ignored is None else reference.is_label(labels, ignored)

@@ -234,6 +234,19 @@ def test_bad_input_names_the_argument(change, message):
         diagnostics.wrong_signs(given.pop("logits"), given.pop("maps"), **given)
 
 
+@pytest.mark.parametrize(
+    ("counts", "error", "message"),
+    [
+        (torch.tensor([0.5, 1.0]), TypeError, "counts: expected integers, got a float32 tensor"),
+        (torch.tensor([1, 4]), ValueError, r"counts: expected integers in \[-1, 3\], got 4"),
+        (torch.tensor([1, -2]), ValueError, r"counts: expected integers in \[-1, 3\], got -2"),
+    ],
+)
+def test_a_histogram_is_made_of_counts_only(counts, error, message):
+    with pytest.raises(error, match=message):
+        diagnostics.sign_histogram(counts, 3)
+
+
 @pytest.mark.gpu
 @either_kind
 @pytest.mark.parametrize("num_classes", [2, 4, 20, 118])

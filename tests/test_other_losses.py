@@ -1,22 +1,15 @@
 """The losses that the paper compares with or builds on: active contours, Hausdorff, weighted cross-entropy."""
 
 import numpy as np
-import ptx
 import pytest
 import torch
-from loss_cases import generator, name, needs_native, random_labels
-from scipy import ndimage
+from loss_cases import generator, name, needs_native, random_labels, random_logits
 
 import rwkernels as rw
 from rwkernels import diagnostics
-from rwkernels.backends import triton
 
 BACKENDS = ["reference", pytest.param("native", marks=needs_native)]
 F64 = torch.float64
-
-
-def random_logits(shape, dtype=F64, seed=0):
-    return (2 * torch.randn(shape, generator=generator(seed), dtype=F64)).to(dtype)
 
 
 # --- length of contours -----------------------------------------------------------------------------------------
@@ -44,7 +37,7 @@ def slow_length(probabilities, spacing, counts=None, epsilon=0.0):
     ids=name,
 )
 def test_the_length_is_half_the_summed_length_of_the_gradients_of_all_classes(shape, spacing, epsilon):
-    logits = random_logits((2, 3, *shape))
+    logits = random_logits((2, 3, *shape), F64)
     found = rw.contour_length(logits, spacing=spacing, epsilon=epsilon, reduction="none")
     torch.testing.assert_close(found, slow_length(torch.softmax(logits, 1), spacing, epsilon=epsilon))
     total = rw.contour_length(logits, spacing=spacing, epsilon=epsilon, reduction="sum")
@@ -70,7 +63,7 @@ def test_a_certain_segmentation_has_the_length_of_its_contours_in_units_of_the_s
 
 
 def test_of_two_classes_it_is_the_length_term_of_chen_et_al_for_one_probability():
-    logits = random_logits((2, 2, 8, 9))
+    logits = random_logits((2, 2, 8, 9), F64)
     u = torch.softmax(logits, 1)[:, 1]
     down = torch.nn.functional.pad(u[:, 1:] - u[:, :-1], (0, 0, 0, 1))
     right = torch.nn.functional.pad(u[:, :, 1:] - u[:, :, :-1], (0, 1))
@@ -81,7 +74,7 @@ def test_of_two_classes_it_is_the_length_term_of_chen_et_al_for_one_probability(
 @pytest.mark.parametrize("epsilon", [0.0, 1e-2])
 @pytest.mark.parametrize("shape", [(4, 5), (3, 2, 3)], ids=name)
 def test_first_and_second_derivatives_of_the_length_are_right(shape, epsilon):
-    logits = random_logits((1, 3, *shape)).requires_grad_()
+    logits = random_logits((1, 3, *shape), F64).requires_grad_()
     spacing = (0.8, 1.5, 1.1)[: len(shape)]
 
     def length(x):
@@ -103,8 +96,17 @@ def test_where_probabilities_are_constant_the_gradient_is_zero_and_so_it_is_besi
     assert second.isfinite().all()
 
 
+@pytest.mark.parametrize("shape", [(0, 2, 4, 5), (2, 2, 0, 5), (2, 2, 4, 0), (2, 2, 1, 1)], ids=name)
+def test_nothing_has_no_length(shape):
+    logits = torch.zeros(shape, dtype=F64, requires_grad=True)
+    labels = torch.zeros(shape[0], *shape[2:], dtype=torch.long)
+    for loss in (rw.contour_length(logits), rw.ActiveContourLoss()(logits, labels) - 0.25 * bool(logits.numel())):
+        assert loss == 0
+        assert torch.autograd.grad(loss, logits)[0].shape == shape
+
+
 def test_pixels_that_are_ignored_have_no_length_and_their_logits_are_not_read():
-    logits, labels = random_logits((2, 3, 6, 7)), random_labels((2, 6, 7), 3, ignore_index=-1)
+    logits, labels = random_logits((2, 3, 6, 7), F64), random_labels((2, 6, 7), 3, ignore_index=-1)
     counts = labels != -1
     options = {"labels": labels, "ignore_index": -1, "spacing": (1.0, 2.0)}
     expected = slow_length(torch.softmax(logits, 1), (1.0, 2.0), counts.numpy()) * counts
@@ -147,7 +149,7 @@ def test_the_length_goes_through_vmap_half_precision_and_the_compiler():
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_the_active_contour_loss_of_two_classes_is_that_of_chen_et_al(backend):
-    logits, labels = random_logits((2, 2, 9, 8)), random_labels((2, 9, 8), 2)
+    logits, labels = random_logits((2, 2, 9, 8), F64), random_labels((2, 9, 8), 2)
     u, v = torch.softmax(logits, 1)[:, 1], labels.double()
     region = (u * (1 - v) ** 2).sum() + ((1 - u) * (0 - v) ** 2).sum()
     length = rw.contour_length(logits, epsilon=1e-8, reduction="sum")
@@ -156,7 +158,7 @@ def test_the_active_contour_loss_of_two_classes_is_that_of_chen_et_al(backend):
 
 
 def test_the_region_term_of_all_classes_against_their_rest_is_twice_the_region_wise_loss():
-    logits, labels = random_logits((2, 4, 6, 5)), random_labels((2, 6, 5), 4)
+    logits, labels = random_logits((2, 4, 6, 5), F64), random_labels((2, 6, 5), 4)
     u, v = torch.softmax(logits, 1), torch.nn.functional.one_hot(labels, 4).movedim(-1, 1)
     chen = (u * (1 - v) + (1 - u) * v).sum()
     region = rw.region_wise_loss(logits, rw.active_contour_map(labels, 4), reduction="sum")
@@ -165,7 +167,7 @@ def test_the_region_term_of_all_classes_against_their_rest_is_twice_the_region_w
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 def test_the_active_contour_loss_is_the_sum_of_its_two_terms(reduction):
-    logits, labels = random_logits((2, 3, 6, 5)), random_labels((2, 6, 5), 3, ignore_index=9)
+    logits, labels = random_logits((2, 3, 6, 5), F64), random_labels((2, 6, 5), 3, ignore_index=9)
     loss = rw.ActiveContourLoss(length_weight=2.0, spacing=(1.0, 2.0), ignore_index=9, reduction=reduction)
     maps = rw.active_contour_map(labels, 3, ignore_index=9)
     length = rw.contour_length(logits, spacing=(1.0, 2.0), labels=labels, ignore_index=9, reduction=reduction)
@@ -184,65 +186,6 @@ def test_deep_supervision_measures_contours_with_the_spacing_of_each_level():
     expected = rw.ActiveContourLoss(spacing=(3.0, 1.0))(levels[0], labels)
     expected += 0.5 * rw.ActiveContourLoss(spacing=(6.0, 2.0))(levels[1], coarse)
     torch.testing.assert_close(loss(levels, labels), expected)
-
-
-# --- Hausdorff --------------------------------------------------------------------------------------------------
-
-
-def slow_field(mask, spacing):
-    """Distance to the nearest pixel on the other side, by SciPy; 0 without a boundary."""
-    if mask.all() or not mask.any():
-        return np.zeros(mask.shape)
-    inside, outside = (ndimage.distance_transform_edt(m, sampling=spacing) for m in (mask, ~mask))
-    return inside + outside
-
-
-def slow_hausdorff(logits, labels, alpha, threshold, spacing):
-    p = torch.softmax(logits.double(), 1).detach().numpy()
-    total = np.zeros(p.shape)
-    for b, k in np.ndindex(p.shape[:2]):
-        truth = (labels[b] == k).numpy()
-        predicted = p[b].argmax(0) == k if threshold is None else p[b, k] > threshold
-        fields = slow_field(truth, spacing) ** alpha + slow_field(predicted, spacing) ** alpha
-        total[b, k] = (p[b, k] - truth) ** 2 * fields
-    return torch.from_numpy(total)
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("threshold", [None, 0.5, 0.3])
-@pytest.mark.parametrize("alpha", [2.0, 1.0, 0.7])
-@pytest.mark.parametrize(("shape", "spacing"), [((9, 11), (1.0, 1.0)), ((5, 6, 7), (2.0, 1.0, 0.6))], ids=name)
-def test_the_hausdorff_loss_is_that_of_scipys_distances(shape, spacing, alpha, threshold, backend):
-    logits, labels = random_logits((2, 4, *shape), torch.float32), random_labels((2, *shape), 4)
-    labels[labels == 2] = 1  # a class that is absent from the labels and not from the prediction
-    expected = slow_hausdorff(logits, labels, alpha, threshold, spacing)
-    options = {"alpha": alpha, "threshold": threshold, "spacing": spacing, "backend": backend}
-    torch.testing.assert_close(rw.hausdorff_loss(logits, labels, **options).double(), expected.mean())
-    pixels = rw.hausdorff_loss(logits, labels, reduction="none", **options)
-    torch.testing.assert_close(pixels.double(), expected.sum(1), atol=1e-4, rtol=1e-5)
-    no_background = rw.hausdorff_loss(logits, labels, include_background=False, **options)
-    torch.testing.assert_close(no_background.double(), expected[:, 1:].mean())
-
-
-def test_the_hausdorff_loss_takes_its_distances_from_every_backend_of_the_cpu(backend):
-    logits, labels = random_logits((2, 3, 7, 9), torch.float32), random_labels((2, 7, 9), 3)
-    for threshold in (None, 0.4):
-        expected = slow_hausdorff(logits, labels, 2.0, threshold, (1.5, 1.0)).mean()
-        found = rw.hausdorff_loss(logits, labels, threshold=threshold, spacing=(1.5, 1.0), backend=backend)
-        torch.testing.assert_close(found.double(), expected)
-
-
-@pytest.mark.skipif(ptx.missing() is not None, reason=str(ptx.missing()))
-def test_the_hausdorff_loss_takes_its_distances_from_the_kernels_of_the_gpu(monkeypatch):
-    from ptx.driver import emulated_device
-
-    logits, labels = random_logits((2, 3, 7, 9), torch.float32), random_labels((2, 7, 9), 3)
-    expected = slow_hausdorff(logits, labels, 2.0, None, (1.0, 1.0)).mean()
-    monkeypatch.setattr(triton, "can_run", lambda device: None)
-    with emulated_device("cuda", 90) as device:
-        found = rw.hausdorff_loss(logits, labels, validate=False, backend="triton")
-    assert device.launches
-    torch.testing.assert_close(found.double(), expected)
 
 
 @pytest.mark.gpu
@@ -266,86 +209,12 @@ def test_the_losses_on_a_gpu_are_those_on_the_cpu(threshold):
         torch.testing.assert_close(on_gpu, on_cpu, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize(("num_classes", "threshold"), [(2, None), (2, 0.5), (3, 0.5), (5, 0.5)])
-@pytest.mark.parametrize("include_background", [True, False])
-@pytest.mark.parametrize("alpha", [2.0, 1.5])
-def test_the_hausdorff_loss_is_monais(num_classes, threshold, include_background, alpha):
-    losses = pytest.importorskip("monai.losses", reason="MONAI (the extra `monai`) is missing")
-    logits, labels = random_logits((2, num_classes, 12, 13), torch.float32), random_labels((2, 12, 13), num_classes)
-    logits.requires_grad_()
-    theirs = losses.HausdorffDTLoss(alpha=alpha, softmax=True, to_onehot_y=True, include_background=include_background)(
-        logits, labels.unsqueeze(1)
-    )
-    ours = rw.HausdorffLoss(alpha=alpha, threshold=threshold, include_background=include_background)(logits, labels)
-    torch.testing.assert_close(ours, theirs)
-    gradients = [torch.autograd.grad(loss, logits)[0] for loss in (ours, theirs)]
-    torch.testing.assert_close(*gradients)
-
-
-@pytest.mark.parametrize("threshold", [None, 0.4])
-def test_the_gradient_of_the_hausdorff_loss_holds_the_distances_fixed(threshold):
-    logits, labels = random_logits((1, 3, 5, 6)).requires_grad_(), random_labels((1, 5, 6), 3)
-    assert torch.autograd.gradcheck(lambda x: rw.hausdorff_loss(x, labels, threshold=threshold), logits)
-
-
-@pytest.mark.parametrize("threshold", [None, 0.4])
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_ignored_pixels_bound_the_distances_of_the_hausdorff_loss_and_nothing_else(backend, threshold):
-    logits, labels = random_logits((2, 3, 8, 9), torch.float32), random_labels((2, 8, 9), 3, ignore_index=255)
-    counts = labels != 255
-    broken = logits.masked_fill(~counts.unsqueeze(1), torch.nan).requires_grad_()
-    options = {"threshold": threshold, "ignore_index": 255, "backend": backend}
-    pixels = rw.hausdorff_loss(broken, labels, reduction="none", **options)
-    assert (pixels[~counts] == 0).all()
-    p = torch.softmax(logits, 1)
-    field = rw.boundary_map(labels, 3, ignore_index=255).square()
-    for k in range(3):
-        sides = (p.argmax(1) == k if threshold is None else p[:, k] > threshold).long()
-        predicted = p.argmax(1).masked_fill(~counts, 255) if threshold is None else None
-        if predicted is not None:
-            other = rw.boundary_map(predicted, 3, ignore_index=255)[:, k]
-        else:
-            other = rw.boundary_map(sides.masked_fill(~counts, 2), 2, ignore_index=2)[:, 1]
-        field[:, k] += other.square()
-    expected = ((p - torch.nn.functional.one_hot(labels.masked_fill(~counts, 0), 3).movedim(-1, 1)) ** 2 * field).sum(1)
-    torch.testing.assert_close(pixels[counts], expected[counts])
-    mean = rw.hausdorff_loss(broken, labels, **options)
-    torch.testing.assert_close(mean, expected[counts].sum() / (3 * counts.sum()))
-    (gradient,) = torch.autograd.grad(mean, broken)
-    assert gradient.isfinite().all()
-    assert (gradient[(~counts).unsqueeze(1).expand_as(gradient)] == 0).all()
-
-
-def test_a_class_without_a_boundary_in_labels_and_prediction_costs_nothing():
-    labels = torch.zeros(1, 6, 6, dtype=torch.long)
-    logits = torch.zeros(1, 3, 6, 6)
-    logits[:, 0] = 2
-    assert rw.hausdorff_loss(logits, labels) == 0
-    logits[:, 2, 1, 1] = 5  # a pixel that is wrong costs by its distance: 1 there and in both channels
-    p = torch.softmax(logits, 1)
-    field = torch.from_numpy(slow_field((p.argmax(1)[0] == 0).numpy(), (1, 1))).square()
-    error = (p[0, 0] - 1) ** 2 + p[0, 2] ** 2
-    torch.testing.assert_close(rw.hausdorff_loss(logits, labels, reduction="sum").double(), (error * field).sum())
-
-
-def test_the_hausdorff_loss_joins_dice_or_another_loss_and_deep_supervision():
-    loss = rw.CombinedLoss(torch.nn.CrossEntropyLoss(), rw.HausdorffLoss(spacing=(2.0, 1.0)))
-    logits, labels = random_logits((2, 3, 8, 8), torch.float32), random_labels((2, 8, 8), 3)
-    expected = torch.nn.functional.cross_entropy(logits, labels) + rw.hausdorff_loss(logits, labels, spacing=(2.0, 1.0))
-    torch.testing.assert_close(loss(logits, labels), expected)
-    deep = rw.DeepSupervisionLoss(rw.HausdorffLoss(), weights=[1.0, 1.0])
-    small = random_logits((2, 3, 4, 4), torch.float32)
-    coarse = rw.supervision.resample_labels(labels, (4, 4))
-    expected = rw.hausdorff_loss(logits, labels) + rw.hausdorff_loss(small, coarse, spacing=2.0)
-    torch.testing.assert_close(deep([logits, small], labels), expected)
-
-
 # --- weighted cross-entropy -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 def test_weighted_cross_entropy_is_the_weighted_sum_of_pytorchs(reduction):
-    logits, labels = random_logits((2, 4, 5, 6)), random_labels((2, 5, 6), 4, ignore_index=-7)
+    logits, labels = random_logits((2, 4, 5, 6), F64), random_labels((2, 5, 6), 4, ignore_index=-7)
     weight = torch.rand(2, 5, 6, dtype=F64, generator=generator(1))
     counts = labels != -7
     broken = logits.masked_fill(~counts.unsqueeze(1), torch.nan).requires_grad_()
@@ -355,6 +224,32 @@ def test_weighted_cross_entropy_is_the_weighted_sum_of_pytorchs(reduction):
     torch.testing.assert_close(found, expected)
     (gradient,) = torch.autograd.grad(found.sum(), broken)
     assert (gradient[(~counts).unsqueeze(1).expand_as(gradient)] == 0).all()
+
+
+def test_weighted_cross_entropy_goes_through_the_compiler_and_transforms_with_its_check_of_labels():
+    logits, labels = random_logits((2, 3, 4, 5)), random_labels((2, 4, 5), 3)
+    weight = torch.rand(2, 4, 5, dtype=F64, generator=generator(1))
+    expected = rw.weighted_cross_entropy(logits, labels, weight)
+    compiled = torch.compile(rw.weighted_cross_entropy, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(logits, labels, weight), expected)
+    with pytest.raises(ValueError, match=r"got 8 at \(1, 2, 3\)"):
+        compiled(logits, torch.where(torch.arange(40).view(2, 4, 5) == 33, 8, labels), weight)
+    leaf = logits.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(rw.weighted_cross_entropy(leaf, labels, weight), leaf)
+    torch.testing.assert_close(torch.func.grad(rw.weighted_cross_entropy)(logits, labels, weight), gradient)
+    pairs = torch.vmap(rw.weighted_cross_entropy)(
+        torch.stack([logits, 2 * logits]), torch.stack([labels, labels]), torch.stack([weight, weight])
+    )
+    torch.testing.assert_close(pairs, torch.stack([expected, rw.weighted_cross_entropy(2 * logits, labels, weight)]))
+
+
+def test_weighted_cross_entropy_takes_whole_numbers_in_floats_as_the_other_losses_do():
+    logits, labels = random_logits((2, 3, 4, 5)), random_labels((2, 4, 5), 3)
+    weight = torch.rand(2, 4, 5, dtype=F64, generator=generator(1))
+    expected = rw.weighted_cross_entropy(logits, labels, weight)
+    assert rw.weighted_cross_entropy(logits, labels.unsqueeze(1).float(), weight) == expected
+    with pytest.raises(ValueError, match=r"labels: expected whole numbers, got 0\.5"):
+        rw.weighted_cross_entropy(logits, torch.full((2, 4, 5), 0.5), weight)
 
 
 def test_the_contrast_of_section_3_2_one_weight_a_pixel_against_one_a_class():
@@ -399,6 +294,7 @@ BAD[1, 2, 3] = 8
         (lambda: rw.contour_length(LOGITS, epsilon=-1), ValueError, "epsilon: expected a number >= 0, got -1"),
         (lambda: rw.contour_length(LOGITS, ignore_index=1), ValueError, "labels: expected labels, which ignore_index"),
         (lambda: rw.contour_length(LOGITS, reduction="max"), ValueError, "reduction: expected one of"),
+        (lambda: rw.contour_length(LOGITS, labels=LABELS[1:]), ValueError, "labels: expected shape"),
         (lambda: rw.ActiveContourLoss(epsilon=-1), ValueError, "epsilon: expected a number >= 0"),
         (lambda: rw.hausdorff_loss(LOGITS, LABELS, alpha=0), ValueError, "alpha: expected a number > 0, got 0"),
         (lambda: rw.hausdorff_loss(LOGITS, LABELS, threshold=1), ValueError, "threshold: expected None or a number"),

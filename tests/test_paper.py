@@ -215,6 +215,17 @@ def test_the_gradient_of_cross_entropy_grows_where_that_of_a_rectified_map_fades
     assert (cross[none_left][:, 0] == -1).all()
 
 
+def test_probabilities_are_tensors_or_sequences_and_anything_else_is_named():
+    expected = torch.tensor([-0.25, 0.125, 0.125], dtype=torch.float64)
+    assert torch.equal(diagnostics.simplex_gradient([0, 1, 1], [0.5, 0.25, 0.25]), expected)
+    assert diagnostics.cross_entropy_gradient(0, [[0.5, 0.5]]).tolist() == [[-0.5, 0.5]]
+    for call in (lambda y: diagnostics.simplex_gradient([0, 1], y), lambda y: diagnostics.cross_entropy_gradient(0, y)):
+        with pytest.raises(TypeError, match="y: expected probabilities"):
+            call("ab")
+        with pytest.raises(ValueError, match="y: expected probabilities"):
+            call(torch.tensor(1.0))
+
+
 def test_the_empirical_distribution_is_the_share_of_values_up_to_each():
     values = [0.3, 0.1, 0.3, 0.9]
     at, share = diagnostics.empirical_cdf(values)

@@ -70,7 +70,7 @@ def negative_gradients(
         labels: Integers `[B, *S]`: needed for a dense map with `ignore_index`.
         ignore_index: Label, possibly negative, of pixels that do not count.
         include_background: False leaves channel 0 out of the loss (see `region_wise_loss`); it keeps its entry.
-        probabilities: `logits` holds probabilities instead, which need not sum to 1.
+        probabilities: `logits` holds probabilities instead, which need not sum to 1; negative ones count as 0.
         validate: Check label values: by default on the CPU only.
         backend: Name of the backend to use instead of the default one.
 
@@ -173,11 +173,21 @@ def sign_histogram(counts: Tensor, num_classes: int) -> Tensor:
         counts: What `negative_gradients` or `wrong_signs` returned.
         num_classes: Number of classes K.
 
+    Raises:
+        TypeError: `counts` are no integers.
+        ValueError: A count is not in [-1, K].
+
     Examples:
         >>> import torch
         >>> sign_histogram(torch.tensor([[1, 2, 1, -1]], dtype=torch.int32), num_classes=3)
         tensor([0, 2, 1, 0])
     """
     checks.integer("num_classes", num_classes, lowest=1)
-    found = checks.tensor("counts", counts).flatten().long()
+    found = checks.tensor("counts", counts).flatten()
+    if found.dtype not in checks.LABEL_DTYPES:
+        raise TypeError(f"counts: expected integers, got {checks.describe(counts)}")
+    found = found.long()
+    outside = (found < -1) | (found > num_classes)
+    if bool(outside.any()):
+        raise ValueError(f"counts: expected integers in [-1, {num_classes}], got {int(found[outside][0])}")
     return torch.bincount(found + 1, minlength=num_classes + 2)[1:]

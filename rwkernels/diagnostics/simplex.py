@@ -7,6 +7,7 @@ import numbers
 from collections.abc import Sequence
 from fractions import Fraction
 from math import comb
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +23,17 @@ def _values(z: Sequence[float] | Tensor, least: int = 2) -> Tensor:
         raise ValueError(f"z: expected at least {least} numbers, one per class, got {checks.describe(found)}")
     if not bool(found.isfinite().all()):
         raise ValueError(f"z: expected finite numbers, got {found.tolist()}")
+    return found
+
+
+def _probabilities(y: Sequence[Any] | Tensor) -> Tensor:
+    """`y` in float64 on the CPU, with an axis of classes."""
+    try:
+        found = torch.as_tensor(y).detach().to("cpu", torch.float64)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"y: expected probabilities [..., K], got {checks.describe(y)}") from None
+    if found.dim() == 0:
+        raise ValueError(f"y: expected probabilities [..., K], got {checks.describe(found)}")
     return found
 
 
@@ -48,12 +60,12 @@ def simplex_grid(steps: int) -> Tensor:
     return torch.stack([first, second, steps - first - second], 1).double() / steps
 
 
-def simplex_gradient(z: Sequence[float] | Tensor, y: Tensor) -> Tensor:
+def simplex_gradient(z: Sequence[float] | Tensor, y: Sequence[Any] | Tensor) -> Tensor:
     """Gradient of the region-wise loss of a pixel with map values `z`, at the probabilities `y` (Eq. 2, Fig. 2).
 
     Args:
         z: Map values of the pixel, K numbers.
-        y: Probabilities, floating `[..., K]`.
+        y: Probabilities `[..., K]`, a tensor or nested sequences.
 
     Returns:
         `y_k (z_k - sum_l y_l z_l)`, float64 `[..., K]`: not divided by anything.
@@ -66,23 +78,23 @@ def simplex_gradient(z: Sequence[float] | Tensor, y: Tensor) -> Tensor:
         >>> simplex_gradient([0, 1, 1], torch.tensor([0.5, 0.25, 0.25]))
         tensor([-0.2500,  0.1250,  0.1250], dtype=torch.float64)
     """
-    values, y = _values(z), y.to("cpu", torch.float64)
+    values, y = _values(z), _probabilities(y)
     checks.shape("y", y, (*y.shape[:-1], len(values)), "[..., K] of z")
     return y * (values - (y * values).sum(-1, keepdim=True))
 
 
-def cross_entropy_gradient(true_class: int, y: Tensor) -> Tensor:
+def cross_entropy_gradient(true_class: int, y: Sequence[Any] | Tensor) -> Tensor:
     """Gradient of the cross-entropy of a pixel, `y_k - [k = true_class]`, at the probabilities `y` (Fig. 4).
 
     Args:
         true_class: The pixel's class.
-        y: Probabilities, floating `[..., K]`.
+        y: Probabilities `[..., K]`, a tensor or nested sequences.
 
     Returns:
         float64 `[..., K]`.
     """
-    gradient = y.to("cpu", torch.float64).clone()
-    gradient[..., _class("true_class", true_class, y.shape[-1])] -= 1
+    gradient = _probabilities(y).clone()
+    gradient[..., _class("true_class", true_class, gradient.shape[-1])] -= 1
     return gradient
 
 

@@ -62,8 +62,7 @@ def negative_counts(
     Args:
         counts: By name of the map, either the mean number of negative entries in every epoch, `[epochs]`: a line each
             in one panel. Or `[epochs, n]`, how many pixels (or which part of them) had 0, 1, 2, ... negative entries,
-            such as `torch.bincount` of `rwkernels.diagnostics.negative_gradients` gives: a panel each, with the shares
-            stacked.
+            the rows that `rwkernels.diagnostics.sign_histogram` gives: a panel each, with the shares stacked.
         epochs: Where the values are on the horizontal axis. Default 1, 2, ...
         xlabel: Text under the horizontal axis.
         ylabel: Text at the vertical axis; by default it says which of the two is shown.
