@@ -31,7 +31,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--save", type=Path, metavar="FILE", help="write .svg, .pdf, .eps or .png instead of a window")
     parser.add_argument("--slice", type=int, metavar="N", help="which slice of a volume, counted from 0")
     parser.add_argument(
-        "--axis", type=int, choices=(0, 1, 2), help="axis of the slices: by default 2 of NIfTI (axial), 0 of arrays"
+        "--axis",
+        type=int,
+        choices=(0, 1, 2),
+        help="axis of the slices, as in the file: by default NIfTI's axial one, 0",
     )
     parser.add_argument(
         "--flat", action="store_true", help="distances within the slice, as training on slices has them"
@@ -57,7 +60,7 @@ class Labels(NamedTuple):
 
 
 def _nifti(path: Path) -> Labels:
-    """Turned so that superior and anterior are up; the patient's left is at the left."""
+    """Turned so that superior and anterior are up; the patient's left is at the left. Nothing is resampled."""
     import numpy as np
 
     try:
@@ -66,25 +69,55 @@ def _nifti(path: Path) -> Labels:
         if error.name != "nibabel":
             raise
         raise ImportError('NIfTI files need nibabel, which is not installed: pip install "rwkernels[plot]"') from error
-    image = nibabel.as_closest_canonical(nibabel.load(path))
+    image = nibabel.load(path)
     array = np.asanyarray(image.dataobj)
     while array.ndim > 3 and array.shape[-1] == 1:
         array = array[..., 0]
+    if array.ndim == 2:
+        array = array[..., np.newaxis]
     if array.ndim != 3:
-        raise ValueError(f"expected a volume, got an array of shape {list(array.shape)}")
-    x, y, z = (float(step) for step in image.header.get_zooms()[:3])
+        raise ValueError(f"expected an image or a volume, got an array of shape {list(array.shape)}")
+    # For every axis of the file, the axis of the patient (to the right, the front, the head), and 1 or -1 along it.
+    turns = nibabel.io_orientation(image.affine).tolist()
+    if any(to != to for to, _ in turns):
+        raise ValueError("expected an affine with three directions")
+    # Down go the head to the feet and the front to the back.
+    axes = tuple((2 - int(to), (sign == 1) == (to > 0)) for to, sign in turns)
+    shown = array.transpose([[place for place, _ in axes].index(axis) for axis in range(3)])
+    shown = np.flip(shown, tuple(place for place, reversed_there in axes if reversed_there))
+    steps = [float(step) for step in image.header.get_zooms()[:3]] + [1.0]
+    spacing = [0.0] * 3
+    for (place, _), step in zip(axes, steps, strict=False):
+        spacing[place] = step
     unit = "mm" if image.header.get_xyzt_units()[0] in ("mm", "unknown") else None
-    return Labels(array.transpose(2, 1, 0)[::-1, ::-1], (z, y, x), unit, ((2, False), (1, True), (0, True)), 2)
+    return Labels(shown, tuple(spacing), unit, axes, [place for place, _ in axes].index(0))
 
 
 def _as_it_is(array: npt.NDArray[Any]) -> Labels:
     return Labels(array, None, None, tuple((axis, False) for axis in range(array.ndim)), 0)
 
 
+def _without_axes_of_one(found: Labels) -> Labels:
+    """An image is an image in a file of volumes too."""
+    while found.array.ndim > 2:
+        # Of more than three only the first ones, a batch and a channel: in the middle they lie between other images.
+        shape = found.array.shape[:1] if found.array.ndim > 3 else found.array.shape
+        if 1 not in shape:
+            break
+        gone = shape.index(1)
+        spacing = found.spacing and tuple(step for axis, step in enumerate(found.spacing) if axis != gone)
+        axes = tuple((place - (place > gone), turned) for place, turned in found.axes if place != gone)
+        found = Labels(found.array.squeeze(gone), spacing, found.unit, axes, 0)
+    return found
+
+
 def _numpy(path: Path) -> Labels:
     import numpy as np
 
-    found: Any = np.load(path, allow_pickle=False)
+    try:
+        found: Any = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError):  # NumPy's own text advises to trust the file
+        raise ValueError("expected an array of numbers as NumPy saves it") from None
     if not isinstance(found, np.ndarray):
         names = found.files
         if len(names) != 1:
@@ -98,9 +131,15 @@ def _picture(path: Path) -> Labels:
     from PIL import Image
 
     with Image.open(path) as image:
-        if image.mode not in ("1", "L", "P", "I", "I;16", "I;16B"):
+        if image.mode not in ("1", "L", "P", "I", "I;16", "I;16B", "F"):
             raise ValueError(f"expected one number a pixel (a grey or palette image), got mode {image.mode}")
-        return _as_it_is(np.asarray(image))
+        pages = []
+        for page in range(getattr(image, "n_frames", 1)):  # a TIFF can hold a volume
+            image.seek(page)
+            pages.append(np.array(image))
+    if len({page.shape for page in pages}) > 1:
+        raise ValueError(f"expected pages of one size, got {len({page.shape for page in pages})} sizes")
+    return _as_it_is(np.stack(pages))
 
 
 _READERS: dict[str, Callable[[Path], Labels]] = {
@@ -122,13 +161,9 @@ def read(path: Path) -> Labels:
         raise ValueError(f"expected a name that ends in {', '.join(_READERS)}")
     if not path.is_file():
         raise FileNotFoundError("no such file")
-    found = _READERS[ending](path)
-    array = found.array
-    while array.ndim > 2 and array.shape[0] == 1 and found.spacing is None:
-        array = array[0]
-        found = _as_it_is(array)
-    if array.ndim not in (2, 3) or array.size == 0:
-        raise ValueError(f"expected an image or a volume, got an array of shape {list(array.shape)}")
+    found = _without_axes_of_one(_READERS[ending](path))
+    if found.array.ndim not in (2, 3) or found.array.size == 0:
+        raise ValueError(f"expected an image or a volume, got an array of shape {list(found.array.shape)}")
     return found
 
 
@@ -136,7 +171,7 @@ def values_and_codes(array: npt.NDArray[Any]) -> tuple[list[int], npt.NDArray[np
     """The labels that occur, and the array with each one's place among them. Raises `ValueError` for no labels."""
     import numpy as np
 
-    if array.dtype.kind not in "buif" or (array.dtype.kind == "f" and not (np.mod(array, 1) == 0).all()):
+    if array.dtype.kind not in "buif" or not (np.isfinite(array) & (np.rint(array) == array)).all():
         raise ValueError(f"expected labels, whole numbers, got {array.dtype} with other values")
     values, codes = np.unique(array, return_inverse=True)
     if len(values) > _MOST_VALUES:
@@ -239,12 +274,24 @@ def _window(figure: Figure) -> None:
     plt.show()
 
 
+def _check_target(path: Path) -> None:
+    """Refuses where the figure cannot be written before it is drawn."""
+    from rwkernels.plots.style import FORMATS
+
+    if path.suffix.lower().removeprefix(".") not in FORMATS:
+        raise ValueError(f"--save: expected a name that ends in {', '.join('.' + one for one in FORMATS)}, got {path}")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"--save: there is no folder {path.parent}")
+
+
 def run(arguments: argparse.Namespace) -> int:
     """Runs the command: 0; 2 for files and arguments that cannot be shown, and where there is no window."""
     try:
         from rwkernels import plots
 
-        if arguments.save is None:
+        if arguments.save is not None:
+            _check_target(arguments.save)
+        else:
             reason = _why_no_window()
             if reason is not None:
                 return _problem(f"{reason}: pass --save FILE to write the figure")

@@ -53,6 +53,56 @@ def test_a_nifti_volume_is_turned_upright_and_its_spacing_and_fullest_slice_are_
     assert "<text" in (tmp_path / "out.svg").read_text()
 
 
+def test_a_volume_whose_axes_are_permuted_and_turned_is_shown_alike_and_cut_along_the_files_axes(tmp_path, drawn):
+    labels = volume()
+    upright = labels.transpose(2, 1, 0)[:, ::-1]  # x to the right, y to the front, z up
+    NIBABEL.save(NIBABEL.Nifti1Image(upright, np.diag([0.5, 2.0, 4.0, 1.0])), tmp_path / "a.nii")
+    out = tmp_path / "o.png"
+    assert run(tmp_path / "a.nii", "--save", out, "--dpi", 30) == 0
+    (expected, _), _ = drawn.pop()
+    # In the file: the first axis to the back, the second up, the third to the left.
+    stored = upright.transpose(1, 2, 0)[::-1, :, ::-1]
+    affine = np.zeros((4, 4))
+    affine[1, 0], affine[2, 1], affine[0, 2], affine[3, 3] = -2.0, 4.0, -0.5, 1
+    NIBABEL.save(NIBABEL.Nifti1Image(stored, affine), tmp_path / "b.nii")
+    assert run(tmp_path / "b.nii", "--save", out, "--dpi", 30) == 0
+    (given, _), options = drawn.pop()
+    assert np.array_equal(given, expected)
+    assert options["spacing"] == (4.0, 2.0, 0.5)
+    assert options["plane"] == (0, 1)
+    for axis in range(3):
+        assert run(tmp_path / "b.nii", "--axis", axis, "--slice", 2, "--spacing", 3, 5, 7, "--save", out) == 0
+        (given, _), options = drawn.pop()
+        place, index = options["plane"]
+        shown = np.take(given, index, place)
+        cut = np.searchsorted([0, 1, 7], np.take(stored, 2, axis))
+        turned = {0: cut[::-1, ::-1], 1: cut[:, ::-1], 2: cut.T[::-1]}[axis]
+        assert np.array_equal(shown, turned)
+        assert options["spacing"] == (5.0, 3.0, 7.0)
+
+
+def test_an_image_in_a_file_of_volumes_and_a_volume_in_a_file_of_images_are_read(tmp_path, drawn):
+    from PIL import Image
+
+    labels = volume()
+    out = tmp_path / "o.png"
+    flat = labels[4].T
+    for name, array in (("two.nii", flat), ("one.nii.gz", flat[..., None])):
+        NIBABEL.save(NIBABEL.Nifti1Image(array, np.diag([0.5, 2.0, 4.0, 1.0])), tmp_path / name)
+        assert run(tmp_path / name, "--save", out, "--dpi", 30) == 0
+        (given, _), options = drawn.pop()
+        assert np.array_equal(given, np.searchsorted([0, 1, 7], labels[4][::-1]))
+        assert (options["spacing"], options["plane"]) == ((2.0, 0.5), None)
+    pages = [Image.fromarray(page.astype(np.float32)) for page in labels]
+    pages[0].save(tmp_path / "stack.tif", save_all=True, append_images=pages[1:])
+    assert run(tmp_path / "stack.tif", "--save", out, "--dpi", 30) == 0
+    (given, _), options = drawn.pop()
+    assert np.array_equal(given, np.searchsorted([0, 1, 7], labels))
+    assert options["plane"] == (0, 4)
+    np.save(tmp_path / "batch.npy", np.zeros((2, 1, 8, 9), np.uint8))
+    assert run(tmp_path / "batch.npy", "--save", out) == 2  # two images, no volume
+
+
 def test_a_slice_is_chosen_in_the_files_own_axes(tmp_path, drawn):
     NIBABEL.save(NIBABEL.Nifti1Image(volume().transpose(2, 1, 0), np.eye(4)), tmp_path / "a.nii")
     np.save(tmp_path / "a.npy", volume())
@@ -101,6 +151,9 @@ def test_what_cannot_be_shown_is_said_and_nothing_is_written(tmp_path, capsys):
     np.save(tmp_path / "a.npy", volume())
     np.save(tmp_path / "flat.npy", volume()[4])
     np.save(tmp_path / "image.npy", np.random.default_rng(0).normal(size=(9, 9)))
+    np.save(tmp_path / "infinite.npy", np.full((3, 3), np.inf))
+    (tmp_path / "text.npy").write_text("labels")
+    Image.new("L", (4, 4)).save(tmp_path / "sizes.tif", save_all=True, append_images=[Image.new("L", (5, 4))])
     np.save(tmp_path / "many.npy", np.arange(2000).reshape(40, 50))
     np.save(tmp_path / "row.npy", np.arange(5))
     (tmp_path / "broken.nii.gz").write_bytes(b"no gzip")
@@ -111,6 +164,10 @@ def test_what_cannot_be_shown_is_said_and_nothing_is_written(tmp_path, capsys):
         (["a.docx"], "expected a name that ends in .nii"),
         (["image.npy"], "expected labels, whole numbers, got float64"),
         (["many.npy"], "got 2000 different values"),
+        (["infinite.npy"], "expected labels, whole numbers, got float64"),
+        (["text.npy"], "expected an array of numbers as NumPy saves it"),
+        (["sizes.tif"], "expected pages of one size, got 2 sizes"),
+        (["a.npy", "--dpi", "0"], "dpi: expected a number > 0, got 0.0"),
         (["row.npy"], "expected an image or a volume"),
         (["rgb.png"], "got mode RGB"),
         (["broken.nii.gz"], "broken.nii.gz: "),
@@ -122,7 +179,9 @@ def test_what_cannot_be_shown_is_said_and_nothing_is_written(tmp_path, capsys):
         assert run(tmp_path / arguments[0], *arguments[1:], "--save", out) == 2
         assert told in capsys.readouterr().err
     assert run(tmp_path / "a.npy", "--save", tmp_path / "out.gif") == 2
-    assert "expected a name that ends in .svg" in capsys.readouterr().err
+    assert "--save: expected a name that ends in .svg" in capsys.readouterr().err
+    assert run(tmp_path / "a.npy", "--save", tmp_path / "none" / "out.svg") == 2
+    assert f"--save: there is no folder {tmp_path / 'none'}" in capsys.readouterr().err
     assert not out.exists()
 
 

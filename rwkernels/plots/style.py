@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rwkernels import checks
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -134,7 +136,7 @@ def save(figure: Figure, path: str | os.PathLike[str], *, dpi: float = 300) -> P
         The path. The file is there as a whole or not at all.
 
     Raises:
-        ValueError: The ending is none of these.
+        ValueError: The ending is none of these, or `dpi` is no number above 0.
         OSError: The folder does not exist, or cannot be written.
     """
     _needs_matplotlib()
@@ -144,6 +146,8 @@ def save(figure: Figure, path: str | os.PathLike[str], *, dpi: float = 300) -> P
     ending = path.suffix.lower().removeprefix(".")
     if ending not in FORMATS:
         raise ValueError(f"path: expected a name that ends in {', '.join('.' + one for one in FORMATS)}, got {path}")
+    if not checks.number("dpi", dpi) > 0:
+        raise ValueError(f"dpi: expected a number > 0, got {dpi}")
     buffer = io.BytesIO()
     # Without a date the same figure gives the same file.
     undated = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(ending)
