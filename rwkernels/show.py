@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--axis",
         type=int,
         choices=(0, 1, 2),
-        help="axis of the slices, as in the file: by default NIfTI's axial one, 0",
+        help="axis of the file to slice along: by default the axial one of NIfTI, 0 of arrays",
     )
     parser.add_argument(
         "--flat", action="store_true", help="distances within the slice, as training on slices has them"

@@ -131,11 +131,25 @@ def test_a_boundary_map_of_four_classes_has_pixels_with_two_and_three_negative_e
 
 
 @on_cpu_backends
+def test_the_fraction_of_wrong_signs_is_over_the_entries_of_pixels_that_count(backend):
+    y = torch.tensor([0.6, 0.2, 0.2]).view(1, 3, 1, 1).expand(1, 3, 1, 5)
+    maps = torch.tensor([12.0, 4.0, -3.0]).view(1, 3, 1, 1).expand_as(y)  # entries: +, -, -
+    labels = torch.tensor([[[2, 2, 0, -1, -1]]])  # one, one and three are wrong
+    options = {"labels": labels, "ignore_index": -1, "probabilities": True, "backend": backend}
+    torch.testing.assert_close(diagnostics.wrong_sign_fraction(y, maps, **options).item(), 5 / 9)
+    options["labels"] = torch.full_like(labels, -1)
+    assert diagnostics.wrong_sign_fraction(y, maps, **options) == 0
+
+
+@on_cpu_backends
 def test_entries_that_underflow_and_gradients_that_are_zero_are_not_negative(backend):
     maps = torch.tensor([-1.0, 1, 1]).view(1, 3, 1, 1).expand(1, 3, 1, 4)
     logits = torch.tensor([[-200.0, 0, 0], [200, 0, 0], [0, -200, 0], [0, 0, 0]]).T.reshape(1, 3, 1, 4)
     counts = diagnostics.negative_gradients(logits, maps, backend=backend)
     assert counts.tolist() == [[[0, 0, 1, 1]]]
+    for true in range(3):  # entries of the second pixel are all zero: they move nothing, whichever its class
+        labels = torch.full((1, 1, 4), true)
+        assert diagnostics.wrong_signs(logits, maps, labels=labels, backend=backend)[0, 0, 1] == 0
     assert diagnostics.negative_gradients(logits.double(), maps, backend=backend).tolist() == [[[1, 1, 1, 1]]]
 
 
@@ -193,6 +207,12 @@ def test_vmap_gives_the_counts_of_a_loop(backend):
         return diagnostics.negative_gradients(x, maps, backend=backend)
 
     assert torch.equal(torch.vmap(count)(logits), torch.stack([count(x) for x in logits]))
+    y, labels = torch.softmax(logits, 2), random_labels((2, 5, 6), 4)
+
+    def wrong(x):
+        return diagnostics.wrong_signs(x, maps, labels=labels, probabilities=True, backend=backend)
+
+    assert torch.equal(torch.vmap(wrong)(y), torch.stack([wrong(x) for x in y]))
 
 
 def test_the_operator_passes_the_checks_of_torch():

@@ -47,12 +47,17 @@ def test_maps_draws_the_maps_of_the_package():
     ]
     shown = panels(figure)
     assert len(shown) == 2 * 4
+    bars = figure.axes[8:]
     for row, k in enumerate((2, 1)):
         assert shown[4 * row].get_ylabel() == f"class {k}"
         for column, dense in enumerate(expected, start=1):
             (image,) = images(shown[4 * row + column])
             np.testing.assert_allclose(image.get_array(), dense[0, k].numpy(), rtol=1e-6)
             assert image.norm.vmin < 0 < image.norm.vmax
+            assert image.norm(0.0) == 0.5  # white
+            if column > 1:
+                assert (image.norm.vmin, image.norm.vmax) == (-1, 1)
+                assert bars[column].get_xlim() == (-1, 1)
             assert image.axes.get_aspect() == 2.0
     titles = [axes.get_title() for axes in shown[:4]]
     assert titles == ["(a) Labels", "(b) RW-Boundary", "(c) RRW", "(d) Constant"]
