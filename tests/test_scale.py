@@ -13,6 +13,7 @@ import torch
 from samples import SPACING, scene
 
 import rwkernels as rw
+from rwkernels.backends import native, reference
 from rwkernels.data import class_max
 
 da = pytest.importorskip("dask.array", reason="dask is not installed (the extra `scale`)")
@@ -26,8 +27,9 @@ def image(name, shape, dtype=np.uint8):
     return scene(name, shape, 3, batch=1)[0].numpy().astype(dtype)
 
 
-def cut(labels, parts=3):
-    return da.from_array(labels, chunks=tuple(max(1, n // parts) for n in labels.shape))
+def cut(labels, parts=2):
+    """A dask array of about `parts` chunks an axis."""
+    return da.from_array(labels, chunks=tuple(-(-n // parts) for n in labels.shape))
 
 
 def in_memory(labels, **options):
@@ -48,33 +50,68 @@ def scratch(tmp_path):
     with dask.config.set(temporary_directory=str(folder)):
         yield folder
     for _ in range(50):  # after an error, tasks that were running keep the store until they end
-        gc.collect()
         if not list(folder.iterdir()):
             break
-        time.sleep(0.1)
+        gc.collect()
+        time.sleep(0.02)
     assert list(folder.iterdir()) == []
 
 
 CASES = [
-    ((40, 30, 36), None, False),
-    ((40, 30, 36), SPACING, True),
-    ((17, 35, 37), SPACING, False),
-    ((17, 35, 1), SPACING, False),
-    ((1, 30, 31), SPACING, True),
-    ((60, 70), (0.3, 1.7), False),
-    ((1031,), (2.5,), True),
+    ("blobs", (40, 30, 36), None, False),
+    ("sparse", (40, 30, 36), SPACING, True),
+    ("one-odd-pixel", (17, 35, 37), SPACING, False),
+    ("sparse", (17, 35, 37), None, True),
+    ("blobs", (17, 35, 1), SPACING, False),
+    ("one-odd-pixel", (1, 30, 31), SPACING, True),
+    ("sparse", (60, 70), (0.3, 1.7), False),
+    ("one-odd-pixel", (1031,), (2.5,), True),
 ]
 
 
-@pytest.mark.parametrize(("shape", "spacing", "border"), CASES, ids=lambda v: str(v))
-@pytest.mark.parametrize("name", ["blobs", "sparse", "one-odd-pixel"])
+@pytest.mark.parametrize(("name", "shape", "spacing", "border"), CASES, ids=lambda v: str(v))
 def test_a_volume_in_blocks_has_the_bits_of_the_whole(name, shape, spacing, border):
     labels = image(name, shape)
-    memory = max(labels.size * 9 // 5, 18_000)  # a fifth of what all of it would take; or a few whole lines
+    memory = max(labels.size * 3, 18_000)  # a third of what all of it would take; or a few whole lines
     options = {"spacing": spacing, "black_border": border}
-    found = scale.distance_transform(cut(labels), memory=memory, **options)
+    found = scale.distance_transform(cut(labels, 3), memory=memory, **options)
     assert found.npartitions > 1 or labels.size * 9 <= memory
     np.testing.assert_array_equal(bits(found.compute()), bits(in_memory(labels, **options)))
+
+
+@pytest.fixture
+def no_core(monkeypatch):
+    """No call of the compiled core comes back."""
+
+    def core():
+        raise AssertionError("the compiled core was called")
+
+    monkeypatch.setattr(native, "core", core)
+
+
+@pytest.mark.parametrize("options", [{}, {"squared": True, "spacing": SPACING, "black_border": True}], ids=str)
+def test_the_reference_takes_the_place_of_the_core(options, no_core):
+    labels = image("blobs", (9, 8, 35))
+    found = scale.distance_transform(cut(labels), memory=15_000, backend="reference", **options).compute()
+    expected = reference.distance(
+        torch.from_numpy(labels)[None],
+        options.get("spacing", (1.0,) * 3),
+        options.get("squared", False),
+        options.get("black_border", False),
+    )
+    np.testing.assert_allclose(found, expected[0].numpy(), rtol=3e-7)
+
+
+def test_the_reference_makes_the_maps_too(no_core):
+    labels = image("blobs", (9, 8, 35))
+    labels[2:4, 3:5] = 1
+    options = {"spacing": SPACING, "ignore_index": 1}
+    maps = scale.rectified_map(cut(labels), 3, memory=15_000, backend="reference", **options)
+    expected = reference.rectified(torch.from_numpy(labels)[None], 3, SPACING, ignore_index=1)[0]
+    np.testing.assert_allclose(maps.foreground.compute(), expected.numpy(), rtol=5e-7)
+    found = scale.boundary_map(cut(labels), 3, memory=15_000, backend="reference", absent=7.0, **options)
+    expected = reference.boundary(torch.from_numpy(labels)[None], 3, SPACING, absent=7.0, ignore_index=1)[0]
+    np.testing.assert_allclose(found.compute(), expected.numpy(), rtol=5e-7)
 
 
 def test_squared_distances_and_volumes_of_one_label():
@@ -86,7 +123,7 @@ def test_squared_distances_and_volumes_of_one_label():
 
 def test_passes_of_one_axis_each_have_the_same_bits_too():
     """A plan of three stages: no two axes of this volume fit into a task."""
-    labels = image("blobs", (17, 34, 66))
+    labels = image("blobs", (17, 18, 66))
     job = volumes.make_job(cut(labels), spacing=None, black_border=False, spatial_dims=None, memory=20_000,
                            scratch=Scratch.within(None), classes=None, backend=None)  # fmt: skip
     assert len(job.plan.stages) == 3
@@ -126,8 +163,11 @@ def test_axes_before_the_spatial_ones_count_images():
     np.testing.assert_array_equal(maps.class_max.compute(), class_max(labels, 3))
 
 
-@pytest.mark.parametrize("ignore_index", [None, 0, -1, 200])
-@pytest.mark.parametrize("name", ["blobs", "without-class-one", "uniform"])
+@pytest.mark.parametrize(
+    ("name", "ignore_index"),
+    [("blobs", None), ("blobs", 200), ("without-class-one", 0), ("without-class-one", -1), ("uniform", None),
+     ("uniform", 0)],
+)  # fmt: skip
 def test_a_rectified_map_has_the_bits_of_the_whole(name, ignore_index):
     labels = image(name, (20, 33, 24), np.int16)
     if ignore_index is not None:
@@ -155,7 +195,7 @@ def test_a_boundary_map_has_the_bits_of_the_whole(border):
     labels[2:4, 3:9, 5:9] = -1
     options = {"spacing": SPACING, "black_border": border, "ignore_index": -1, "absent": 7.0}
     whole = rw.boundary_map(labels[None], 3, **options)[0]
-    found = scale.boundary_map(cut(labels, 2), 3, memory=60_000, **options)
+    found = scale.boundary_map(cut(labels), 3, memory=60_000, **options)
     np.testing.assert_array_equal(found.compute(), whole)
 
 
@@ -163,7 +203,7 @@ def test_an_offset_of_a_boundary_map_costs_one_rounding():
     """In memory it is one fused operation, where the processor has it."""
     labels = image("blobs", (14, 18, 22))
     whole = rw.boundary_map(labels[None], 3, spacing=SPACING, inside_offset=0.3)[0]
-    found = scale.boundary_map(cut(labels, 2), 3, spacing=SPACING, inside_offset=0.3, memory=60_000)
+    found = scale.boundary_map(cut(labels), 3, spacing=SPACING, inside_offset=0.3, memory=60_000)
     np.testing.assert_allclose(found.compute(), whole, rtol=1.3e-7, atol=1e-7)
 
 
@@ -225,7 +265,7 @@ def test_wrong_arguments_are_refused_before_anything_runs(change, error, message
 
 
 def test_the_least_memory_that_an_error_names_is_enough():
-    labels = image("blobs", (9, 10, 40))
+    labels = image("blobs", (5, 6, 40))
     with pytest.raises(ValueError, match="memory: expected at least") as error:
         scale.distance_transform(cut(labels), memory=100)
     least = int(str(error.value).split("at least ")[1].split()[0])
@@ -278,12 +318,32 @@ def test_a_store_that_is_gone_is_named(tmp_path):
         Scratch(tmp_path / "gone", owned=False).open("field0")
 
 
-def test_without_dask_the_extra_is_named():
-    code = "import sys; sys.modules['dask'] = None; import rwkernels, rwkernels.scale"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert 'rwkernels.scale needs dask, which is not installed: pip install "rwkernels[scale]"' in found.stderr
+WITHOUT = """
+import sys
+import rwkernels
+assert not {'dask', 'zarr', 'distributed'} & set(sys.modules), 'the package imports what is optional'
+sys.modules['dask'] = None
+try:
+    import rwkernels.scale
+except ImportError as error:
+    print(error)
+del sys.modules['dask']
+import dask.array
+sys.modules['zarr'] = None
+for at in ((3, 10, 14), sys.version_info):
+    sys.version_info = at
+    try:
+        import rwkernels.scale
+    except ImportError as error:
+        print(error)
+"""
 
 
-def test_the_package_imports_neither_dask_nor_zarr():
-    code = "import sys, rwkernels; assert not {'dask', 'zarr', 'distributed'} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True)
+def test_without_dask_or_zarr_or_a_python_for_it_the_import_says_so():
+    found = subprocess.run([sys.executable, "-c", WITHOUT], capture_output=True, text=True, check=True).stdout
+    dask, python, zarr = found.splitlines()
+    assert dask.startswith("rwkernels.scale needs dask and Zarr 3, and dask ")
+    assert python.endswith("which needs Python 3.11 or later; this is Python 3.10")
+    assert zarr.startswith("rwkernels.scale needs dask and Zarr 3, and zarr ")
+    assert dask.endswith('pip install "rwkernels[scale]"')
+    assert zarr.endswith('pip install "rwkernels[scale]"')

@@ -80,27 +80,35 @@ def boundary_map(
         is_class = labels == k if k != classes.ignore_index else da.zeros_like(labels, dtype=bool)
         outside = distance_transform(is_class, **options)
         aligned = [part.rechunk(outside.chunks) for part in (labels, inside)]
-        block = partial(_boundary_block, k, classes, np.float32(number), np.float32(offset))
+        block = partial(_boundary_block, k, classes, np.float32(number), np.float32(offset), backend)
         channels.append(da.map_blocks(block, *aligned, outside, dtype=np.float32, meta=outside._meta))
     return da.stack(channels, axis=labels.ndim - axes)
 
 
 def _boundary_block(
-    k: int, classes: Classes, absent: Any, offset: Any, labels: Any, inside: Any, outside: Any, block_info: Any = None
+    k: int,
+    classes: Classes,
+    absent: Any,
+    offset: Any,
+    backend: str | None,
+    labels: Any,
+    inside: Any,
+    outside: Any,
+    block_info: Any = None,
 ) -> Any:
-    _check(labels, classes, block_info)
+    _check(labels, classes, backend, block_info)
     own = np.where(np.isinf(inside), np.float32(0), offset - inside)
     channel = np.where(labels == k, own, np.where(np.isinf(outside), absent, outside))
     return channel if classes.ignore_index is None else np.where(labels == classes.ignore_index, np.float32(0), channel)
 
 
-def _check(labels: Any, classes: Classes, block_info: Any) -> None:
+def _check(labels: Any, classes: Classes, backend: str | None, block_info: Any) -> None:
     region = tuple(slice(*ends) for ends in block_info[0]["array-location"])
-    check_labels(labels, region, classes, None)
+    check_labels(labels, region, classes, backend)
 
 
 def _constant_block(value: Any, classes: Classes, labels: Any, block_info: Any = None) -> Any:
-    _check(labels, classes, block_info)
+    _check(labels, classes, None, block_info)
     return np.full(labels.shape, value, np.float32)
 
 

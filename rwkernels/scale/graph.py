@@ -40,7 +40,7 @@ def _keep_labels(block: Any, job: Job, made: Any, block_info: Any = None) -> Any
     region = tuple(slice(*ends) for ends in block_info[0]["array-location"])
     if job.classes is not None:
         blocks.check_labels(block, region, job.classes, job.backend)
-    job.scratch.open("labels")[region] = block
+    job.scratch.open("labels")[region] = block.astype(job.label_dtype, copy=False)
     return np.zeros((1,) * block.ndim, np.uint8)
 
 

@@ -299,6 +299,8 @@ class _Run:
         if self.path is None:
             return self.array
         made, old = self.beside.folder / "result", self.beside.folder / "replaced"
+        for part in made.rglob("*.partial"):  # what workers that were killed had begun to write
+            part.unlink()
         if self.overwrite and os.path.lexists(self.path):
             os.replace(self.path, old)
         elif os.path.lexists(self.path):

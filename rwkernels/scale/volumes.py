@@ -65,7 +65,7 @@ def make_job(
         spacing=last,
         black_border=border,
         spatial_dims=axes,
-        label_dtype=labels.dtype.str,
+        label_dtype=labels.dtype.newbyteorder("=").str,  # swapped once, not in every stage
         classes=classes,
         backend=backend,
     )
