@@ -17,7 +17,7 @@ from rwkernels.backends import native, reference
 from rwkernels.data import class_max
 
 da = pytest.importorskip("dask.array", reason="dask is not installed (the extra `scale`)")
-pytest.importorskip("zarr", reason="zarr is not installed (the extra `scale`)")
+pytest.importorskip("zarr", minversion="3.1.3", reason="no Zarr 3.1.3 (the extra `scale`)")
 from rwkernels import scale  # noqa: E402
 from rwkernels.scale import blocks, volumes  # noqa: E402
 from rwkernels.scale.scratch import Scratch  # noqa: E402

@@ -11,7 +11,7 @@ import rwkernels as rw
 
 da = pytest.importorskip("dask.array", reason="dask is not installed (the extra `scale`)")
 distributed = pytest.importorskip("distributed", reason="distributed is not installed (the extra `scale`)")
-zarr = pytest.importorskip("zarr", reason="zarr is not installed (the extra `scale`)")
+zarr = pytest.importorskip("zarr", minversion="3.1.3", reason="no Zarr 3.1.3 (the extra `scale`)")
 from rwkernels import scale  # noqa: E402
 
 SHAPE = (48, 40, 72)

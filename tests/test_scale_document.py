@@ -9,7 +9,7 @@ import pytest
 import rwkernels as rw
 
 pytest.importorskip("dask", reason="dask is not installed (the extra `scale`)")
-pytest.importorskip("zarr", reason="zarr is not installed (the extra `scale`)")
+pytest.importorskip("zarr", minversion="3.1.3", reason="no Zarr 3.1.3 (the extra `scale`)")
 DOCUMENT = (Path(__file__).parent.parent / "docs" / "scale.md").read_text()
 
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 pytest.importorskip("dask.array", reason="dask is not installed (the extra `scale`)")
-pytest.importorskip("zarr", reason="zarr is not installed (the extra `scale`)")
+pytest.importorskip("zarr", minversion="3.1.3", reason="no Zarr 3.1.3 (the extra `scale`)")
 from rwkernels.scale.plan import chunks, plan, regions, steps
 
 

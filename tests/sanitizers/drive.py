@@ -102,6 +102,36 @@ def distances(labels: np.ndarray, code: str, num_classes: int, threads: int) -> 
     return [*out.values(), half, count, maxima]
 
 
+def single_steps(labels: np.ndarray, code: str, num_classes: int, threads: int) -> list[np.ndarray]:
+    """Passes along one axis each, and Eq. 4 on one block."""
+    given = {"labels": address(labels), "code": code, "threads": threads}
+    field, written = np.full(labels.shape, np.nan, np.float32), []
+    for axis in reversed(range(1, labels.ndim)):
+        lines = {
+            "outer": int(np.prod(labels.shape[:axis])),
+            "n": labels.shape[axis],
+            "inner": int(np.prod(labels.shape[axis + 1 :])),
+        }
+        first = axis == labels.ndim - 1
+        _native.axis_pass(**given, **lines, field=address(field), unit=0.7, first=first, bounded=axis % 2 == 0)
+        written.append(field.copy())
+    maxima = np.linspace(2, 9, num_classes, dtype=np.float32)
+    for class_max in (None, maxima):
+        block = field.copy()
+        _native.rectify(
+            **given,
+            field=address(block),
+            n=labels.size,
+            num_classes=num_classes,
+            squared_max=address(maxima),
+            class_max=address(class_max),
+            spacing=0.7,
+            ignore=0,
+        )
+        written.append(block)
+    return written
+
+
 def losses(labels: np.ndarray, code: str, num_classes: int, threads: int) -> list[np.ndarray]:
     """The loss of dense and compact maps, contiguous and with the classes last, in every dtype."""
     batch, *shape = labels.shape
@@ -165,6 +195,7 @@ def everything(dtypes: dict[str, Any]) -> None:
                 for labels in label_images(batch, shape, num_classes, dtype):
                     same(distances(labels, code, num_classes, THREADS), distances(labels, code, num_classes, 1))
                     same(losses(labels, code, num_classes, THREADS), losses(labels, code, num_classes, 1))
+                    same(single_steps(labels, code, num_classes, THREADS), single_steps(labels, code, num_classes, 1))
 
 
 def value_codes(threads: int) -> None:
