@@ -148,6 +148,10 @@ def logic3(a: Array, b: Array, c: Array, table: Array) -> Array:
     return result
 
 
+def _ones(a: Array) -> Array:
+    return np.array([f"{value:b}".count("1") for value in a.tolist()], np.uint32)
+
+
 def _leading_zeros(a: Array) -> Array:
     bits = a.dtype.itemsize * 8
     return np.array([bits - int(value).bit_length() for value in a.tolist()], np.uint32)
@@ -186,7 +190,7 @@ UNARY: dict[str, Compute] = {
 }
 WRAPPING: dict[str, Compute] = {"add": np.add, "sub": np.subtract}
 BITWISE: dict[str, Compute] = {"and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor}
-COUNTING: dict[str, Compute] = {"popc": np.bitwise_count, "clz": _leading_zeros}
+COUNTING: dict[str, Compute] = {"popc": _ones, "clz": _leading_zeros}
 MODIFIERS = {"rn", "ftz", "sat", "approx", "full", "NaN", "lo", "hi", "wide", "l", "r", "wrap", "clamp", "relu"}
 U32 = Type("u", 32)
 
