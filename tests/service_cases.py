@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import signal
 import socket
 import sys
 import tempfile
@@ -100,7 +101,7 @@ class Served:
             (line,) = [line for line in status if line.startswith("VmHWM")]
         return int(line.split()[1]) << 10
 
-    def signal(self, number: int) -> None:
+    def send_signal(self, number: int) -> None:
         """Sends it a signal."""
         assert self.process.pid is not None
         os.kill(self.process.pid, number)
@@ -108,7 +109,7 @@ class Served:
     def stop(self, number: int = signal.SIGTERM) -> int:
         """Asks it to stop; its exit code."""
         if self.process.exitcode is None:
-            self.signal(number)
+            self.send_signal(number)
         self.process.join(30)
         if self.process.exitcode is None:
             self.process.kill()

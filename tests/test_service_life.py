@@ -99,7 +99,7 @@ def test_what_was_taken_is_finished_and_nothing_new_is_taken():
 
 def test_a_second_signal_does_not_wait_for_what_was_taken():
     with served("--idle-time", "60", "--grace", "60") as server, unread_answers(server):
-        server.signal(signal.SIGINT)
+        server.send_signal(signal.SIGINT)
         until(lambda: server.page("ready")[0] == 503)
         time.sleep(0.2)
         assert server.process.exitcode is None  # its answers are still to be read
