@@ -51,24 +51,31 @@ class Served:
     def __init__(self, *arguments: str, token: str | None = None, scheme: str = "grpc") -> None:
         descriptor, self._log = tempfile.mkstemp(suffix=".log")
         os.close(descriptor)
+        self._kept: list[str] | None = None
         command = ["serve", "--port", "0", "--monitor-port", "0", "--threads", "1", *arguments]
         self.process = _FORKS.Process(target=_command, args=(command, token, self._log), daemon=True)
         self.process.start()
         until(lambda: self.process.exitcode is not None or '"listening"' in "".join(self.lines), 60)
         found = [event for event in self.events if event["event"] == "listening"]
         if not found:
-            told = self.lines
             self.stop()
-            os.unlink(self._log)
-            raise AssertionError(f"the service does not listen: {told}")
+            self.forget()
+            raise AssertionError(f"the service does not listen: {self.lines}")
         self.port, self.monitor = found[0]["port"], found[0]["monitor"]
         self.url = f"{scheme}://127.0.0.1:{self.port}"
 
     @property
     def lines(self) -> list[str]:
         """What it wrote to stderr."""
+        if self._kept is not None:
+            return self._kept
         with open(self._log, errors="replace") as file:
             return file.readlines()
+
+    def forget(self) -> None:
+        """Removes the file of its log, once it has stopped."""
+        self._kept = self.lines
+        os.unlink(self._log)
 
     @property
     def events(self) -> list[dict[str, Any]]:
@@ -125,7 +132,7 @@ def served(*arguments: str, **options: Any) -> Iterator[Served]:
         yield server
     finally:
         server.stop()
-        os.unlink(server._log)
+        server.forget()
 
 
 def until(condition: Any, seconds: float = 20.0) -> None:
