@@ -35,6 +35,8 @@ from rwkernels.quantised import largest_error
 from rwkernels.service import RemoteMapBuilder
 
 CLASSES = 4
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["torch", "rwkernels.data.building", "rwkernels.service.limits"])  # these take seconds
 
 
 @dataclass(frozen=True)
@@ -140,10 +142,9 @@ def _client(url: str, shape: tuple[int, ...], bits: int | None, start: Any, seco
 
 def latencies(url: str, shape: tuple[int, ...], clients: int, setting: Setting) -> str:
     """One row: what a map takes, asked for by so many processes at a time."""
-    spawn = multiprocessing.get_context("spawn")
-    start, found = spawn.Barrier(clients), spawn.Queue()
+    start, found = FORKS.Barrier(clients), FORKS.Queue()
     arguments = (url, shape, 8, start, setting.seconds, found)
-    processes = [spawn.Process(target=_client, args=arguments, daemon=True) for _ in range(clients)]
+    processes = [FORKS.Process(target=_client, args=arguments, daemon=True) for _ in range(clients)]
     for process in processes:
         process.start()
     took: list[float] = []

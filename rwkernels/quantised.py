@@ -6,7 +6,7 @@ Which maps have such a foreground, every value in [-1, 0]: `rectified_map` alway
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,6 +14,9 @@ from torch import Tensor
 
 from rwkernels import arrays, checks
 from rwkernels.backends import native
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 _CODES = {8: torch.uint8, 16: torch.uint16}
 _STEPS = {torch.uint8: 255, torch.uint16: 65535}
@@ -114,15 +117,21 @@ def decode(codes: Any, out: Any = None) -> Any:
         values = checks.output(arrays.to_buffer(out), found.shape, torch.float32, found.device)
     if found.device.type != "cpu":
         return back(values.copy_(found).div_(-steps).add_(0.0))  # -0 + 0 is 0
-    if native.can_run(found.device) is None:
-        native.decode_values(values, found.contiguous())
-        return back(values)
-    source, written = found.contiguous().view(-1).numpy(), values.view(-1).numpy()
-    for start in range(0, len(source), _BLOCK):
-        part = written[start : start + _BLOCK]
-        np.divide(source[start : start + _BLOCK], np.float32(steps), out=part, dtype=np.float32)
-        np.subtract(np.float32(0), part, out=part)  # 0 - 0 is 0, where dividing by -steps gives -0
+    decode_array(found.contiguous().view(-1).numpy(), values)
     return back(values)
+
+
+def decode_array(codes: NDArray[Any], values: Tensor) -> None:
+    """`decode` on the CPU of a flat array, which may be read only as no tensor is, into a contiguous tensor."""
+    codes = np.require(codes, codes.dtype.newbyteorder("="), ["C", "ALIGNED"])
+    if native.can_run(values.device) is None:
+        native.decode_values(values, codes)
+        return
+    steps, written = np.float32(np.iinfo(codes.dtype).max), values.view(-1).numpy()
+    for start in range(0, len(codes), _BLOCK):
+        part = written[start : start + _BLOCK]
+        np.divide(codes[start : start + _BLOCK], steps, out=part, dtype=np.float32)
+        np.subtract(np.float32(0), part, out=part)  # 0 - 0 is 0, where dividing by -steps gives -0
 
 
 def _code_dtype(bits: int) -> torch.dtype:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
-import subprocess
+import socket
 import sys
-import threading
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -24,43 +25,62 @@ from rwkernels.service import RemoteMapBuilder
 TOKEN = "a-token-that-is-long-enough"
 
 
-class Served:
-    """`rwkernels serve` on loopback ports that are free, with what it logs."""
+_FORKS = multiprocessing.get_context("forkserver")
+_FORKS.set_forkserver_preload(["torch", "rwkernels.cli", "rwkernels.service.server", "rwkernels.service.command"])
 
-    def __init__(
-        self, *arguments: str, token: str | None = None, scheme: str = "grpc", module: str = "rwkernels"
-    ) -> None:
-        environment = {name: value for name, value in os.environ.items() if name != "RWKERNELS_TOKEN"}
-        if token is not None:
-            environment["RWKERNELS_TOKEN"] = token
-        command = [sys.executable, "-m", module, "serve", "--port", "0", "--monitor-port", "0", "--threads", "1"]
-        self.process = subprocess.Popen(
-            [*command, *arguments], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-        )
-        self.lines: list[str] = []
-        self._listening = threading.Event()
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-        self._listening.wait(60)
+
+def _command(arguments: list[str], token: str | None, log: str) -> None:
+    """`rwkernels` with these arguments, in a process that has imported what it needs."""
+    os.environ.pop("RWKERNELS_TOKEN", None)
+    if token is not None:
+        os.environ["RWKERNELS_TOKEN"] = token
+    with open(log, "wb", buffering=0) as file:
+        os.dup2(file.fileno(), 2)
+    from rwkernels import cli
+
+    sys.exit(cli.main(arguments))
+
+
+class Served:
+    """`rwkernels serve` on loopback ports that are free, with what it logs.
+
+    Its process is forked from one that has nothing but imported torch and the service, because that takes seconds;
+    `test_service.py` starts the command itself.
+    """
+
+    def __init__(self, *arguments: str, token: str | None = None, scheme: str = "grpc") -> None:
+        descriptor, self._log = tempfile.mkstemp(suffix=".log")
+        os.close(descriptor)
+        self._kept: list[str] | None = None
+        command = ["serve", "--port", "0", "--monitor-port", "0", "--threads", "1", *arguments]
+        self.process = _FORKS.Process(target=_command, args=(command, token, self._log), daemon=True)
+        self.process.start()
+        until(lambda: self.process.exitcode is not None or '"listening"' in "".join(self.lines), 60)
         found = [event for event in self.events if event["event"] == "listening"]
         if not found:
             self.stop()
+            self.forget()
             raise AssertionError(f"the service does not listen: {self.lines}")
         self.port, self.monitor = found[0]["port"], found[0]["monitor"]
         self.url = f"{scheme}://127.0.0.1:{self.port}"
 
-    def _read(self) -> None:
-        assert self.process.stderr is not None
-        for line in self.process.stderr:
-            self.lines.append(line)
-            if '"listening"' in line:
-                self._listening.set()
-        self._listening.set()
+    @property
+    def lines(self) -> list[str]:
+        """What it wrote to stderr."""
+        if self._kept is not None:
+            return self._kept
+        with open(self._log, errors="replace") as file:
+            return file.readlines()
+
+    def forget(self) -> None:
+        """Removes the file of its log, once it has stopped."""
+        self._kept = self.lines
+        os.unlink(self._log)
 
     @property
     def events(self) -> list[dict[str, Any]]:
         """The lines of the log."""
-        return [json.loads(line) for line in list(self.lines) if line.startswith("{")]
+        return [json.loads(line) for line in self.lines if line.startswith("{") and line.endswith("}\n")]
 
     def page(self, name: str) -> tuple[int, str]:
         """Status and text of a page of the monitor."""
@@ -88,17 +108,20 @@ class Served:
             (line,) = [line for line in status if line.startswith("VmHWM")]
         return int(line.split()[1]) << 10
 
+    def send_signal(self, number: int) -> None:
+        """Sends it a signal."""
+        assert self.process.pid is not None
+        os.kill(self.process.pid, number)
+
     def stop(self, number: int = signal.SIGTERM) -> int:
         """Asks it to stop; its exit code."""
-        if self.process.poll() is None:
-            self.process.send_signal(number)
-        try:
-            code = self.process.wait(30)
-        except subprocess.TimeoutExpired:
+        if self.process.exitcode is None:
+            self.send_signal(number)
+        self.process.join(30)
+        if self.process.exitcode is None:
             self.process.kill()
-            raise
-        self._reader.join(10)
-        return code
+            raise AssertionError("the service does not stop")
+        return self.process.exitcode
 
 
 @contextmanager
@@ -109,6 +132,7 @@ def served(*arguments: str, **options: Any) -> Iterator[Served]:
         yield server
     finally:
         server.stop()
+        server.forget()
 
 
 def until(condition: Any, seconds: float = 20.0) -> None:
@@ -137,3 +161,10 @@ def assert_answers_right(url: str, seed: int = 0, **options: Any) -> None:
     finally:
         builder.close()
     assert torch.equal(found.foreground, rw.rectified_map(labels, 3).foreground)
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]

@@ -1,7 +1,13 @@
 """A service in another process answers with the maps that are built here, through every way into a loader."""
 
+import json
+import os
 import pickle
+import re
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +17,7 @@ from torch.utils.data import DataLoader
 pytest.importorskip("grpc", reason="needs the extra `service`")
 pytest.importorskip("pyarrow.flight", reason="needs the extra `service`")
 from data_cases import Images
-from service_cases import TOKEN, served, some_labels
+from service_cases import TOKEN, some_labels
 
 import rwkernels as rw
 from rwkernels.data import AddMap, MapCollate, MapLoader
@@ -22,8 +28,17 @@ from rwkernels.service import RemoteMapBuilder
 
 @pytest.fixture(scope="module")
 def url():
-    with served() as server:
-        yield server.url
+    """Of the command itself, as it is started from a shell."""
+    command = [sys.executable, "-m", "rwkernels", "serve", "--port", "0", "--monitor-port", "0", "--threads", "1"]
+    environment = {name: value for name, value in os.environ.items() if name != "RWKERNELS_TOKEN"}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        listening = json.loads(process.stderr.readline())
+        assert listening["event"] == "listening"
+        yield f"grpc://127.0.0.1:{listening['port']}"
+        process.terminate()
+        rest = [json.loads(line)["event"] for line in process.stderr]
+    assert process.returncode == 0
+    assert rest[-2:] == ["stopping", "stopped"]
 
 
 def both(url, labels, classes=3, batch=None, **options):
@@ -138,7 +153,7 @@ def test_map_loader_takes_the_service_as_its_builder(url, depth):
 def test_workers_open_a_connection_each(url, start):
     builder = RemoteMapBuilder(url, 3)
     data = Images(size=8, transform=AddMap(builder=builder))
-    loader = DataLoader(data, batch_size=4, num_workers=2, multiprocessing_context=start)
+    loader = DataLoader(data, batch_size=4, num_workers=2 if start == "fork" else 1, multiprocessing_context=start)
     for index, (_, labels, maps) in enumerate(loader):
         assert torch.equal(labels, data.labels(4 * index, 4 * index + 4))
         assert torch.equal(maps.foreground, rw.rectified_map(labels, 3).foreground)
@@ -206,6 +221,24 @@ def test_a_stream_may_be_left_early(url):
         next(stream)
         stream.close()
     assert_same_map(builder.of_batch({}, some_labels(2, 9, 9)), rw.rectified_map(some_labels(2, 9, 9), 3))
+
+
+def test_the_example_of_the_document_runs(url):
+    document = (Path(__file__).parent.parent / "docs" / "service.md").read_text()
+    (example,) = re.findall(r"```python\n(.*?)```", document, re.DOTALL)
+    assert "grpc://127.0.0.1:8815" in example
+    data = Images(size=4)
+    batches = [some_labels(2, 13, 22, classes=4, seed=seed) for seed in range(3)]
+    names = {"data_loader": DataLoader(data, batch_size=2), "batches": batches}
+    exec(compile(example.replace("grpc://127.0.0.1:8815", url), "service.md", "exec"), names)
+    for index, (_, labels, maps) in enumerate(names["loader"]):
+        assert torch.equal(labels, data.labels(2 * index, 2 * index + 2))
+        expected = rw.rectified_map(labels, 4).foreground
+        assert (maps.foreground - expected).abs().max() <= largest_error(16)
+    found = list(names["maps"])
+    assert [maps.shape[0] for maps in found] == [2, 2, 2]
+    for labels, maps in zip(batches, found, strict=True):
+        assert (maps.foreground - rw.rectified_map(labels, 4).foreground).abs().max() <= largest_error(16)
 
 
 def test_numpy_labels_of_a_batch_are_taken(url):

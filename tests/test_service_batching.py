@@ -70,6 +70,14 @@ def test_small_requests_that_wait_and_agree_share_a_launch_and_get_their_own_map
         assert torch.equal(values(built), rw.rectified_map(own, 3, spacing=spacing).foreground)
 
 
+def test_pixels_that_count_are_those_of_ones_own_images():
+    labels = [some_labels(1 + number % 2, 9, 9, seed=number) for number in range(5)]
+    found, launches = asyncio.run(answers([asked(n, own, ignore_index=2) for n, own in enumerate(labels)]))
+    assert launches[1] == [1, 2, 3, 4]
+    for (answer, _), own in zip(found, labels, strict=True):
+        assert answer.image_count == tuple((own != 2).flatten(1).sum(1).tolist())
+
+
 def test_a_launch_takes_no_more_than_its_bytes_and_a_large_request_goes_alone():
     labels = [some_labels(1, 10, 10, seed=seed) for seed in range(7)]
     requests = [asked(number, found) for number, found in enumerate(labels)]
@@ -85,6 +93,26 @@ def test_a_bad_label_in_a_shared_launch_is_its_owners_alone_in_its_own_coordinat
     assert found[2][0].error == ("ValueError", "labels: expected integers in [0, 3), got 9 at (1, 4, 5)")
     for number in (0, 1, 3, 4):
         assert torch.equal(values(found[number]), rw.rectified_map(labels[number], 3).foreground)
+
+
+def test_a_request_whose_client_is_gone_is_not_built_and_keeps_no_labels():
+    async def left():
+        gate, loop = Gate(), asyncio.get_running_loop()
+        batcher = Batcher(gate, Metrics(), 10_000, loop)
+        jobs = [Job(*asked(number, some_labels(1, 9, 9)), loop.create_future(), 0) for number in range(4)]
+        batcher.submit(jobs[0])
+        assert await asyncio.to_thread(gate.entered.wait, 20)
+        for job in jobs[1:]:
+            batcher.submit(job)
+        jobs[2].future.cancel()
+        jobs[2].payload = None  # as a stream that ends does
+        gate.opened.set()
+        found = await asyncio.wait_for(asyncio.gather(*(job.future for job in jobs if job is not jobs[2])), 20)
+        assert await asyncio.to_thread(batcher.close)
+        assert [built[0].id for built in found] == [0, 1, 3]
+        return gate.launches
+
+    assert asyncio.run(left()) == [[0], [1, 3]]
 
 
 def test_an_error_of_the_machine_is_not_told():

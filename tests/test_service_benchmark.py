@@ -8,11 +8,16 @@ pytest.importorskip("pyarrow.flight", reason="needs the extra `service`")
 service = pytest.importorskip("benchmarks.service", reason="benchmarks/ is not beside the tests")
 
 
-def test_throughput_and_memory_are_shown(capsys, restore_threads):
-    service.main(["--tiny", "--threads", "1", "--only", "throughput", "memory"])
+def test_throughput_latency_and_memory_are_shown(capsys, restore_threads):
+    service.main(["--tiny", "--threads", "1"])
     shown = capsys.readouterr().out
     for name in ("in this process", "served, float32", "served, 16 bits", "served, 8 bits"):
         assert f"| {name} " in shown
+    rows = [line.split("|")[1:-1] for line in shown.splitlines() if line.startswith(("| 1 x 16", "| 2 x 32"))]
+    assert [row[1].strip() for row in rows] == ["1", "2"] * 2  # clients
+    for *_, rate, median, slow in rows:
+        assert float(rate) > 0
+        assert 0 < float(median) <= float(slow)
     assert "growth over 40 requests: " in shown
 
 

@@ -9,12 +9,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from rwkernels.backends import LossProblem, reference
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 NAME = "native"
 ISA_VARIABLE = "RWKERNELS_ISA"
@@ -308,12 +311,12 @@ def encode_values(codes: Tensor, values: Tensor) -> bool:
     return good
 
 
-def decode_values(values: Tensor, codes: Tensor) -> None:
+def decode_values(values: Tensor, codes: NDArray[Any]) -> None:
     """The float32 values of codes, both contiguous."""
     core().decode_values(
-        codes=codes.data_ptr(),
-        count=codes.numel(),
-        bytes=codes.element_size(),
+        codes=codes.ctypes.data,
+        count=codes.size,
+        bytes=codes.itemsize,
         values=_written(values),
         threads=threads(),
     )

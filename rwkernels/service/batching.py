@@ -94,16 +94,18 @@ class Batcher:
 
     def _work(self) -> None:
         while jobs := self._take():
-            wanted = [job for job in jobs if not job.future.cancelled()]  # a client may be gone
+            # A client may be gone, and with it the labels, at any moment.
+            wanted = [(job, payload) for job in jobs if (payload := job.payload) is not None]
             if wanted:
                 self._launch(wanted)
 
-    def _launch(self, jobs: list[Job]) -> None:
+    def _launch(self, wanted: list[tuple[Job, memoryview]]) -> None:
         self._launched_at = start = time.monotonic()
+        jobs = [job for job, _ in wanted]
         for job in jobs:
             self._metrics.waiting.observe(start - job.received)
         try:
-            built = self._launcher.run([(job.request, job.payload) for job in jobs if job.payload is not None])
+            built = self._launcher.run([(job.request, payload) for job, payload in wanted])
         except Exception:
             logs.event(logging.ERROR, "launch failed", exc_info=True)
             built = [
@@ -115,6 +117,7 @@ class Batcher:
         self._metrics.building.observe(time.monotonic() - start)
         for job in jobs:
             job.payload = None
+        wanted.clear()
         _from_thread(self._loop, partial(_finish, jobs, built))
 
 

@@ -298,28 +298,29 @@ class RemoteMapBuilder(MapBuilder):
         exchange: Exchange | None = None
         with suppress(UnavailableError):  # it may come back while one after the other is asked for
             exchange = self._connection.exchange(None)
-        pipeline, watch = Pipeline(source, exchange, window), None
+        pipeline = Pipeline(source, exchange, window)
+        watch = Watch(self.timeout, pipeline.cancel)
         try:
             for asked in pipeline.asked():
-                watch = watch or Watch(self.timeout, pipeline.cancel)
-                watch.heard()
+                if pipeline.broken and time.monotonic() < self._local_until:
+                    yield super()._build(asked.labels, None, None)
+                    continue
                 try:
-                    found = self._next_answer(pipeline, asked)
+                    found = self._next_answer(pipeline, watch, asked)
                 except (ConnectionError, TimeoutError) as error:
                     yield self._built_here(error, asked.labels, None, None)
                 else:
                     yield self._map(asked.request, asked.labels, *found)
-                watch.heard()
         finally:
             pipeline.stop()
-            if watch is not None:
-                watch.close()
+            watch.close()
             pipeline.cancel()
 
-    def _next_answer(self, pipeline: Pipeline, asked: Asked) -> tuple[Answer, memoryview]:
+    def _next_answer(self, pipeline: Pipeline, watch: Watch, asked: Asked) -> tuple[Answer, memoryview]:
         """The answer to `asked`, which is the next one of the stream, or one to the same question asked again."""
         with suppress(UnavailableError):  # it may have ended, or be busy
-            message = pipeline.receive()
+            with watch:
+                message = pipeline.receive()
             if message is not None:
                 return self._checked(asked.request, message)
         return self._answered(asked.request, asked.message)
@@ -342,8 +343,7 @@ def _values(request: Request, payload: memoryview, url: str) -> Tensor:
     given = np.frombuffer(payload, np.dtype(request.answer).newbyteorder("<"))
     values = torch.empty(request.answer_shape, dtype=torch.float32)
     if request.answer in ("uint8", "uint16"):
-        codes = given.astype(given.dtype.newbyteorder("="))  # a tensor cannot be over memory that is read only
-        quantised.decode(torch.from_numpy(codes).view(request.answer_shape), out=values)
+        quantised.decode_array(given, values)
         return values
     native.advise_huge_pages(values)
     flat = values.view(-1).numpy()

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 FLIGHT_PORT, MONITOR_PORT = 8815, 8816
 DONE, UNFINISHED, USAGE = 0, 1, 2
+_FLUSH = 5.0
+"""Seconds for answers on their way, once all are written."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -88,6 +90,7 @@ async def _serve(parsed: argparse.Namespace) -> int:
         asyncio.get_running_loop().add_signal_handler(number, asked_to_stop)
     await service.start()
     monitor = None
+    finished = False
     try:
         if parsed.monitor_port >= 0:
             monitor = Monitor(parsed.monitor_host, parsed.monitor_port, service.metrics, service.live, service.ready)
@@ -106,7 +109,7 @@ async def _serve(parsed: argparse.Namespace) -> int:
         await asyncio.wait((drained, asyncio.create_task(hurry.wait())), return_when=asyncio.FIRST_COMPLETED)
         finished = drained.done() and drained.result()
     finally:
-        await service.stop()
+        await service.stop(_FLUSH if finished else None)
         if monitor is not None:
             monitor.close()
     logs.event(logging.INFO, "stopped", finished=finished)

@@ -268,24 +268,32 @@ def _first_line(error: Exception) -> str:
 
 
 class Watch:
-    """Calls `cancel` when nothing was heard for `timeout` seconds, until it is closed."""
+    """Calls `cancel` when an answer was waited for `timeout` seconds, until it is closed."""
 
     def __init__(self, timeout: float, cancel: Callable[[], None]) -> None:
         self._timeout, self._cancel = timeout, cancel
-        self._heard_at = time.monotonic()
+        self._since: float | None = None
         self._closed = threading.Event()
         threading.Thread(target=self._wait, name="rwkernels-watch", daemon=True).start()
 
-    def heard(self) -> None:
-        """Starts the time anew."""
-        self._heard_at = time.monotonic()
+    def __enter__(self) -> None:
+        """The wait begins."""
+        self._since = time.monotonic()
+
+    def __exit__(self, *_: object) -> None:
+        """It is over."""
+        self._since = None
 
     def close(self) -> None:
         """Ends the watch."""
         self._closed.set()
 
     def _wait(self) -> None:
-        while (left := self._heard_at + self._timeout - time.monotonic()) > 0:
+        while (left := self._left()) > 0:
             if self._closed.wait(left):
                 return
         self._cancel()
+
+    def _left(self) -> float:
+        since = self._since
+        return self._timeout if since is None else since + self._timeout - time.monotonic()

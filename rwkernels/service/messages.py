@@ -98,8 +98,8 @@ class Request:
 
     @property
     def built_bytes(self) -> int:
-        """Bytes of the map as it is built, in float32."""
-        return math.prod(self.answer_shape) * 4
+        """Bytes of the map as it is built, in float32, with one number for each class of every image."""
+        return 4 * (math.prod(self.answer_shape) + self.shape[0] * self.num_classes)
 
     @property
     def settings(self) -> tuple[Any, ...]:
@@ -176,8 +176,9 @@ class Answer:
 
 
 def packed(header: Mapping[str, Any]) -> bytes:
-    """The start of a message; its payload follows."""
+    """The start of a message; its payload follows, at a multiple of 16 bytes."""
     text = json.dumps(header, separators=(",", ":"), allow_nan=False).encode()
+    text += b" " * (-(_PREFIX.size + len(text)) % 16)
     if len(text) > HEADER_BYTES:
         raise ValueError(f"header: expected at most {HEADER_BYTES} bytes, got {len(text)} (fewer images in one call)")
     return _PREFIX.pack(_MAGIC, len(text)) + text

@@ -30,7 +30,7 @@ class Pipeline:
         self._slots = threading.Semaphore(window)
         self._asked: queue.SimpleQueue[Asked | Exception | None] = queue.SimpleQueue()
         self._stopped = False
-        self._broken = exchange is None
+        self._sent_all = self._received_all = exchange is None
         threading.Thread(target=self._feed, args=(source,), name="rwkernels-requests", daemon=True).start()
 
     def asked(self) -> Iterator[Asked]:
@@ -45,14 +45,19 @@ class Pipeline:
             yield item
             self._slots.release()
 
+    @property
+    def broken(self) -> bool:
+        """Whether no further answer comes of the stream."""
+        return self._received_all
+
     def receive(self) -> memoryview | None:
         """The next answer; None where the stream is broken, and the rest has to be asked for in another way."""
-        if self._broken or self._exchange is None:
+        if self._received_all or self._exchange is None:
             return None
         try:
             return self._exchange.receive()
         except BaseException:
-            self._broken = True
+            self._received_all = self._sent_all = True
             raise
 
     def cancel(self) -> None:
@@ -80,8 +85,11 @@ class Pipeline:
             self._asked.put(None)
 
     def _send(self, message: bytes | None) -> None:
-        """Sends a message, or that none follows; whoever waits for answers finds out too if the stream is broken."""
-        if self._broken or self._exchange is None:
+        """Sends a message, or that none follows.
+
+        Where the stream is broken, answers may still be on their way; whoever waits for the others gets an error.
+        """
+        if self._sent_all or self._exchange is None:
             return
         try:
             if message is None:
@@ -89,4 +97,4 @@ class Pipeline:
             else:
                 self._exchange.send(message)
         except (ConnectionError, TimeoutError, PermissionError):
-            self._broken = True
+            self._sent_all = True

@@ -132,10 +132,14 @@ class MapService:
             return False
         return True
 
-    async def stop(self) -> None:
-        """Ends what is left, at once."""
+    async def stop(self, flush: float | None = None) -> None:
+        """Ends what is left, at once, or when answers that were written have left this machine's buffers.
+
+        Args:
+            flush: Seconds to wait for that.
+        """
         if self._server is not None:
-            await self._server.stop(None)
+            await self._server.stop(flush)
         if self._shared is not None:
             await asyncio.to_thread(self._shared.batcher.close)
 
@@ -203,6 +207,7 @@ def _channel_options(limits: Limits) -> list[tuple[str, int]]:
         ("grpc.absolute_max_metadata_size", 16 << 10),
         ("grpc.max_concurrent_streams", limits.streams),
         ("grpc.server_handshake_timeout_ms", 10_000),
+        ("grpc.max_connection_idle_ms", 600_000),  # those without a stream; clients open another
         ("grpc.so_reuseport", 0),  # a second service on the port is an error, not a rival
         ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
     ]

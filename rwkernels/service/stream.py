@@ -74,6 +74,7 @@ class Stream:
             reader.cancel()
             for job in self._held:
                 job.future.cancel()
+                job.payload = None  # its room is given back: what waits to be built keeps no labels
                 self._release(job)
             self._held.clear()
 

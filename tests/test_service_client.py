@@ -1,0 +1,174 @@
+"""The client when the service is away, slow or started again, and where its process forks."""
+
+import contextlib
+import multiprocessing
+import socket
+import time
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+pytest.importorskip("grpc", reason="needs the extra `service`")
+pytest.importorskip("pyarrow.flight", reason="needs the extra `service`")
+from service_cases import free_port, served, some_labels, until
+from torch.utils.data import DataLoader
+
+import rwkernels as rw
+from rwkernels.data import AddMap
+from rwkernels.service import RemoteMapBuilder, UnavailableError
+
+
+@pytest.fixture(scope="module")
+def served_here():
+    """A service for tests that leave it as it was."""
+    with served("--log-level", "debug") as server:
+        yield server
+
+
+def test_a_loader_outlives_a_restart_of_the_service():
+    port = free_port()
+    labels = some_labels(2, 13, 22)
+    expected = rw.rectified_map(labels, 3).foreground
+    builder = RemoteMapBuilder(f"grpc://127.0.0.1:{port}", 3, retries=12)
+    with served("--port", str(port)):
+        assert torch.equal(builder.of_batch({}, labels).foreground, expected)
+    with ThreadPoolExecutor(1) as pool:
+        late = pool.submit(builder.of_batch, {}, labels)
+        time.sleep(0.3)
+        assert not late.done()
+        with served("--port", str(port)) as server:
+            assert torch.equal(late.result(60).foreground, expected)
+            server.process.kill()
+            server.process.join()
+        asked = pool.submit(lambda: list(builder.maps_of([labels] * 3)))
+        with served("--port", str(port)):
+            assert all(torch.equal(maps.foreground, expected) for maps in asked.result(60))
+    builder.close()
+
+
+def test_without_a_service_maps_are_built_here_if_told_to():
+    url = f"grpc://127.0.0.1:{free_port()}"
+    labels = some_labels(2, 13, 22)
+    with pytest.raises(UnavailableError, match=url):
+        RemoteMapBuilder(url, 3, retries=1).of_batch({}, labels)
+    builder = RemoteMapBuilder(url, 3, retries=0, fallback=True, spacing=(2.0, 1.0))
+    with pytest.warns(RuntimeWarning, match="maps are built here for the next 30 seconds"):
+        found = builder.of_batch({}, labels)
+    assert torch.equal(found.foreground, rw.rectified_map(labels, 3, spacing=(2.0, 1.0)).foreground)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert torch.equal(builder.of_batch({}, labels).foreground, found.foreground)
+    builder = RemoteMapBuilder(url, 3, retries=0, fallback=True)
+    with pytest.warns(RuntimeWarning, match="maps are built here"):
+        many = list(builder.maps_of([labels] * 3))
+    assert all(torch.equal(maps.foreground, rw.rectified_map(labels, 3).foreground) for maps in many)
+
+
+def test_a_stream_that_finds_no_service_asks_no_more_for_every_batch(monkeypatch):
+    labels = some_labels(2, 13, 22)
+    builder = RemoteMapBuilder(f"grpc://127.0.0.1:{free_port()}", 3, retries=2, fallback=True)
+    attempts = []
+    attempt = builder._attempt
+    monkeypatch.setattr(builder, "_attempt", lambda *given: attempts.append(1) or attempt(*given))
+    with pytest.warns(RuntimeWarning, match="maps are built here") as warned:
+        assert len(list(builder.maps_of([labels] * 20))) == 20
+    assert len(warned) == 1
+    assert len(attempts) == 3
+
+
+def test_a_stream_outlives_a_pause_of_its_reader_and_of_its_source(served_here):
+    labels = some_labels(2, 13, 22)
+    builder = RemoteMapBuilder(served_here.url, 3, timeout=0.4, retries=0)
+
+    def source():
+        for number in range(6):
+            if number == 4:
+                time.sleep(0.6)
+            yield labels
+
+    until(lambda: served_here.metric("rwkernels_streams") == 0)
+    stream = builder.maps_of(source(), window=2)
+    next(stream)
+    streams = len([event for event in served_here.events if event["event"] == "stream"])
+    time.sleep(0.6)
+    assert len(list(stream)) == 5
+    assert len([event for event in served_here.events if event["event"] == "stream"]) == streams
+
+
+@contextlib.contextmanager
+def silent():
+    """A port that takes connections and says nothing."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        found.listen(8)
+        yield found.getsockname()[1]
+
+
+def test_a_service_that_does_not_answer_is_given_up_in_time():
+    with silent() as port:
+        builder = RemoteMapBuilder(f"grpc://127.0.0.1:{port}", 3, timeout=0.5, retries=0)
+        start = time.monotonic()
+        with pytest.raises((TimeoutError, ConnectionError)):
+            builder.of_batch({}, some_labels(1, 4, 4))
+        with pytest.raises((TimeoutError, ConnectionError)):
+            next(builder.maps_of([some_labels(1, 4, 4)]))
+        assert time.monotonic() - start < 20
+
+
+def used_before_fork(builder, labels, found):
+    found.put(builder.of_batch({}, labels).foreground.sum().item())
+
+
+def test_a_forked_process_opens_its_own_connection_although_its_parent_has_one():
+    labels = some_labels(2, 13, 22)
+    with served() as server:
+        builder = RemoteMapBuilder(server.url, 3)
+        builder.of_batch({}, labels)
+        fork = multiprocessing.get_context("fork")
+        found = fork.Queue()
+        children = [fork.Process(target=used_before_fork, args=(builder, labels, found)) for _ in range(3)]
+        for child in children:
+            child.start()
+        expected = rw.rectified_map(labels, 3).foreground.sum().item()
+        assert [found.get(timeout=30) for _ in children] == [expected] * 3
+        for child in children:
+            child.join(20)
+            assert child.exitcode == 0
+        assert torch.equal(builder.of_batch({}, labels).foreground, rw.rectified_map(labels, 3).foreground)
+        data = [(torch.zeros(1), labels[index % 2]) for index in range(4)]
+        loader = DataLoader([AddMap(builder=builder)(sample) for sample in data], batch_size=2)
+        assert torch.equal(next(iter(loader))[2].foreground, rw.rectified_map(labels, 3).foreground)
+
+
+def told_in_a_child(ask, found):
+    try:
+        ask()
+    except Exception as error:
+        found.put((type(error), str(error)))
+
+
+def test_a_process_forked_in_the_middle_of_a_stream_is_told_instead_of_hanging():
+    labels = some_labels(2, 13, 22)
+    fork = multiprocessing.get_context("fork")
+    with served() as server:
+        builder, other = RemoteMapBuilder(server.url, 3), RemoteMapBuilder(server.url, 3, fallback=True)
+        stream = builder.maps_of(labels for _ in range(100))
+        next(stream)
+        for ask in (lambda: builder.of_batch({}, labels), lambda: next(builder.maps_of([labels]))):
+            found = fork.Queue()
+            child = fork.Process(target=told_in_a_child, args=(ask, found))
+            child.start()
+            kind, text = found.get(timeout=20)
+            assert kind is ConnectionError
+            assert "this process was forked while its parent was asking a service" in text
+            child.join(20)
+            assert child.exitcode == 0
+        found = fork.Queue()
+        child = fork.Process(target=used_before_fork, args=(other, labels, found))
+        child.start()
+        assert found.get(timeout=20) == rw.rectified_map(labels, 3).foreground.sum().item()  # built there
+        child.join(20)
+        assert len(list(stream)) == 99  # the parent's goes on
+        builder.close()
