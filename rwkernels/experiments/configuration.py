@@ -84,8 +84,9 @@ class Training:
     """How a network is trained; the same for all losses of a task.
 
     Attributes:
-        epochs: Passes over the training slices.
+        epochs: Passes over the training slices, or so many times `steps_per_epoch`.
         batch_size: Slices a step.
+        steps_per_epoch: Steps of an epoch, as in nnU-Net (250); None for a pass.
         learning_rate: Of Adam, constant.
         weight_decay: Of Adam; 3e-5 is nnU-Net's.
         gradient_clip: Largest norm of the gradient of all weights; 12 is nnU-Net's. None leaves it alone.
@@ -98,6 +99,7 @@ class Training:
     learning_rate: float = 1e-4
     weight_decay: float = 3e-5
     gradient_clip: float | None = 12.0
+    steps_per_epoch: int | None = None
     features: tuple[int, ...] = (32, 32, 64, 128, 256, 32)
     evaluate_every: int = 1
 
@@ -105,6 +107,8 @@ class Training:
         for name in ("epochs", "batch_size", "evaluate_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        if self.steps_per_epoch is not None and self.steps_per_epoch < 1:
+            raise ValueError(f"steps_per_epoch: expected at least 1 or none, got {self.steps_per_epoch}")
         if len(self.features) != 6:
             raise ValueError(f"features: expected six numbers of channels, got {len(self.features)}")
 

@@ -3,8 +3,8 @@
 | name | what | files |
 |---|---|---|
 | `hearts` | generated hearts of many subjects (`rwkernels.experiments.hearts`) | none |
-| `mni152` | MNI152 T1, a population template, with tissue labels derived from its maps | come with nilearn |
-| `totalsegmentator-ct` | a CT of one subject with organ labels that a model made | TotalSegmentator's source distribution |
+| `mni152` | MNI152 T1, a population template, with tissue labels derived from its maps | nilearn's |
+| `totalsegmentator-ct` | a CT of one subject, organ labels made by a model | its source distribution |
 | `slices` | what `rwkernels experiment prepare` wrote: ACDC17, BraTS18, KiTS19 | that folder |
 """
 
@@ -75,7 +75,6 @@ def _hearts(
         f"Synthetic: {subjects} generated hearts (seed {seed}), {slices} short-axis slices of {size} x {size} each, "
         "1.9 to 2.5 mm pixels at 64 x 64 and 8 to 11 mm between slices, z-scored by subject. Even subjects train, odd "
         "ones validate. No patient's image is in it.",
-        subjects,
     )
 
 
@@ -99,11 +98,10 @@ def _mni152(path: Path | None, *, step: int = 2) -> Images:
         part(slices.validation),
         demo.CLASS_NAMES,
         "MNI152 template",
-        "The MNI152 (ICBM 2009a) T1 template at 1 mm that nilearn ships: the average of 152 adults' scans, so one image "
-        "and no person's. Labels are derived from its tissue maps (grey or white matter where its map is above 127 of "
-        f"255), not drawn. Axial slices, every {step}. pixel; z = {train[0]:+d} to {train[-1]:+d} mm train, "
-        f"{validation[0]:+d} to {validation[-1]:+d} mm validate. Each slice is a case.",
-        1,
+        "The MNI152 (ICBM 2009a) T1 template at 1 mm that nilearn ships: the average of 152 adults' scans, so one "
+        "image and no person's. Labels are derived from its tissue maps (grey or white matter where its map is above "
+        f"127 of 255), not drawn. Axial slices with pixels of {demo.PIXEL_MM * step:g} mm; z = {train[0]:+d} to "
+        f"{train[-1]:+d} mm train, {validation[0]:+d} to {validation[-1]:+d} mm validate. Each slice is a case.",
     )
 
 
@@ -111,7 +109,7 @@ def _totalsegmentator(path: Path | None, **options: Any) -> Images:
     from rwkernels.experiments import totalsegmentator
 
     if path is None:
-        raise DataError(f"data totalsegmentator-ct: expected --data totalsegmentator-ct=PATH: {totalsegmentator.WHENCE}")
+        raise DataError(f"data: expected --data totalsegmentator-ct=PATH: {totalsegmentator.WHENCE}")
     return totalsegmentator.load(path, **options)
 
 
@@ -120,8 +118,8 @@ def _slices(path: Path | None, **options: Any) -> Images:
 
     if path is None:
         raise DataError(
-            "data slices: expected --data NAME=FOLDER, a folder that `rwkernels experiment prepare ... --format slices` "
-            "wrote"
+            "data: expected --data NAME=FOLDER, where FOLDER is what `rwkernels experiment prepare ... --format "
+            "slices` wrote"
         )
     return slices.load(path, **options)
 

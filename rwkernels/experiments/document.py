@@ -91,7 +91,8 @@ _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem; padding: 0 1rem; color: #1f2933 }
 .scroll { overflow-x: auto } table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums }
 th, td { padding: .25rem .6rem; border-bottom: 1px solid #d9dee3; text-align: right; white-space: nowrap }
-th:first-child, td:first-child { text-align: left } figure { margin: 1.5rem 0 } figure svg { max-width: 100%; height: auto }
+th:first-child, td:first-child { text-align: left } figure { margin: 1.5rem 0 }
+figure svg { max-width: 100%; height: auto }
 figcaption, .note { color: #52606d; font-size: .9rem } pre { overflow-x: auto; background: #f4f6f8; padding: 1rem }
 """
 
@@ -115,9 +116,7 @@ def _html(block: Block) -> str:
         head = "".join(f"<th>{_inline(cell)}</th>" for cell in block.head)
         rows = "".join(f"<tr>{''.join(f'<td>{_inline(cell)}</td>' for cell in row)}</tr>" for row in block.rows)
         note = f'<p class="note">{_inline(block.note)}</p>' if block.note else ""
-        return (
-            f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>{note}'
-        )
+        return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>{note}'
     if isinstance(block, Picture):
         # Ids are unique within a figure alone.
         drawn = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{block.name}-", block.svg[block.svg.index("<svg") :])
@@ -142,5 +141,6 @@ def replaced(text: str, parts: Mapping[str, str], command: str) -> str:
         pattern = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)
         if len(pattern.findall(text)) != 1:
             raise ValueError(f"expected one {begin!r} ... {end!r}")
-        text = pattern.sub(lambda _, new=f"{begin}\n{content}\n{end}": new, text)
+        before, _, rest = text.partition(begin)
+        text = f"{before}{begin}\n{content}\n{end}{rest.partition(end)[2]}"
     return text

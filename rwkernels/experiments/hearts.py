@@ -1,9 +1,9 @@
 """Generated short-axis stacks of hearts: no patient, but a problem of the kind of ACDC17 that anybody can rebuild.
 
 Each subject has an anatomy of its own (sizes, wall thickness, shapes of low order, position), an anisotropic grid of
-its own, and slices that are shifted against each other as by breathing. What makes it hard is generated as well: blood and
-fat share intensities, so do myocardium, liver and muscle; papillary muscles are dark inside the bright cavity that they
-are labelled as (as in ACDC); the coil's bias field, blur and Rician noise come on top.
+its own, and slices that are shifted against each other as by breathing. What makes it hard is generated as well: blood
+and fat share intensities, so do myocardium, liver and muscle; papillary muscles are dark inside the bright cavity that
+they are labelled as (as in ACDC); the coil's bias field, blur and Rician noise come on top.
 """
 
 from __future__ import annotations
@@ -105,11 +105,14 @@ class _Anatomy:
 
     def _wave(self, angle: Floats, which: int) -> Floats:
         heights, phases = self.ripple[0][which], self.ripple[1][which]
-        return 1.0 + sum(h * np.cos((k + 2) * angle + p) for k, (h, p) in enumerate(zip(heights, phases, strict=True)))
+        wave = np.ones_like(angle)
+        for order, (height, phase) in enumerate(zip(heights, phases, strict=True), start=2):
+            wave += height * np.cos(order * angle + phase)
+        return wave
 
 
 def _tissue(random: np.random.Generator, slices: int, size: int, spacing: tuple[float, float, float]) -> Floats:
-    """What lies around the heart: lung, muscle and liver as bright as myocardium, fat and vessels as bright as blood."""
+    """What lies around the heart: lung, tissue as bright as myocardium, fat and vessels as bright as blood."""
     shape = (slices, size, size)
     grain = (8.0 / spacing[0], 9.0 / spacing[1], 9.0 / spacing[2])
     field = _smooth(random, shape, grain)
@@ -123,4 +126,6 @@ def _tissue(random: np.random.Generator, slices: int, size: int, spacing: tuple[
 def _smooth(random: np.random.Generator, shape: tuple[int, ...], sigma: tuple[float, float, float]) -> Floats:
     """Smooth noise of mean 0 and deviation 1."""
     field: Floats = gaussian_filter(random.normal(size=shape), sigma, mode="reflect")
-    return (field - field.mean()) / max(float(field.std()), 1e-12)
+    field -= field.mean()
+    field /= max(float(field.std()), 1e-12)
+    return field

@@ -66,8 +66,7 @@ class Images:
 
     Attributes:
         title: A few words for headings.
-        description: Where the images and labels come from, for readers of a report.
-        subjects: How many people (or generated hearts) it shows; validation on the training's own subject says little.
+        description: Where the images and labels come from and how many subjects they show, for readers of a report.
     """
 
     train: Part
@@ -75,7 +74,6 @@ class Images:
     classes: tuple[str, ...]
     title: str
     description: str
-    subjects: int
 
     def __post_init__(self) -> None:
         both = sorted(set(self.train.cases) & set(self.validation.cases))

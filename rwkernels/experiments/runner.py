@@ -10,6 +10,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 from multiprocessing import connection
 from pathlib import Path
 from typing import Any
@@ -88,9 +89,8 @@ def execute(
             waiting: dict[Future[Record], Run] = {}
             queue = iter(left)
             # No more are handed out than run at once: what is killed then is what was running.
-            for run in (next(queue, None) for _ in range(count)):
-                if run is not None:
-                    waiting[pool.submit(_one, run, _path(run.data, paths), device)] = run
+            for run in islice(queue, count):
+                waiting[pool.submit(_one, run, _path(run.data, paths), device)] = run
             while waiting:
                 for future in wait(waiting, return_when=FIRST_COMPLETED).done:
                     run = waiting.pop(future)

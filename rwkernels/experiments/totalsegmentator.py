@@ -20,20 +20,24 @@ WHENCE = (
 _FOLDER = "tests/reference_files"
 _IMAGE, _LABELS = "example_ct.nii.gz", "example_seg_fast_force_split.nii.gz"
 
-# TotalSegmentator's numbers (its task "total", version 2), joined where the model tells lobes or vertebrae apart.
+# TotalSegmentator's numbers (its task "total", version 2), joined where the model tells sides or vertebrae apart.
 ORGANS: dict[str, tuple[int, ...]] = {
-    "lungs": (10, 11, 12, 13, 14),
-    "heart": (51,),
     "liver": (5,),
-    "spine": tuple(range(26, 51)),
+    "spleen": (1,),
+    "kidneys": (2, 3),
+    "spine": tuple(range(25, 51)),  # sacrum and vertebrae
 }
 
+# Hounsfield units, the usual window of the abdomen: without it a z-score sees air and little else.
+WINDOW = (-160.0, 240.0)
 
-def load(path: Path, *, block: int = 12, gap: int = 2, step: int = 1, multiple: int = 16) -> Images:
+
+def load(path: Path, *, first: int = 60, block: int = 8, gap: int = 2, step: int = 1, multiple: int = 16) -> Images:
     """Axial slices, in blocks that alternately train and validate.
 
     Args:
         path: The source distribution (`.tar.gz`) or the folder that it unpacks to.
+        first: Slices below are left out; 60 is where the liver, the spleen and the kidneys begin.
         block: Slices of a block, 3 mm each.
         gap: Slices that are left out at both ends of a block that validates.
         step: Take every `step`-th slice of the blocks that train.
@@ -45,12 +49,11 @@ def load(path: Path, *, block: int = 12, gap: int = 2, step: int = 1, multiple: 
     classes = np.zeros(labels.shape, np.int64)
     for number, members in enumerate(ORGANS.values(), start=1):
         classes[np.isin(labels, members)] = number
-    # Hounsfield units: beyond these, metal and air outside the body would be all that a z-score sees.
-    pixels = np.clip(image.astype(np.float32), -1000.0, 1000.0)
+    pixels = np.clip(image.astype(np.float32), *WINDOW)
 
     train: list[int] = []
     validation: list[int] = []
-    for number, start in enumerate(range(0, image.shape[2], block)):
+    for number, start in enumerate(range(first, image.shape[2], block)):
         stop = min(start + block, image.shape[2])
         if number % 2 == 0:
             train += range(start, stop, step)
@@ -75,12 +78,11 @@ def load(path: Path, *, block: int = 12, gap: int = 2, step: int = 1, multiple: 
         ("background", *ORGANS),
         "one CT (TotalSegmentator)",
         f"One subject: `{_FOLDER}/{_IMAGE}` of the source distribution of TotalSegmentator 2.18.0 (Apache-2.0), "
-        f"{image.shape[2]} axial slices of 3 mm with pixels of 3 mm. Labels are those of `{_LABELS}` beside it: a model "
-        f"made them (TotalSegmentator's own fast one), nobody drew them; lobes and vertebrae are joined. Blocks of {block} "
-        f"slices alternately train ({len(train)} slices) and validate ({len(validation)}), {gap} slices left out at both "
-        "ends of each that validates. Intensities are clipped at -1000 and 1000 HU and z-scored with the training "
-        "slices. Each slice is a case.",
-        1,
+        f"{image.shape[2]} axial slices of 3 mm with pixels of 3 mm. Labels are those of `{_LABELS}` beside it: a "
+        "model made them (TotalSegmentator's own fast one), nobody drew them; sides and vertebrae are joined. Slices "
+        f"{first} and up, in blocks of {block} that alternately train ({len(train)} slices) and validate "
+        f"({len(validation)}), {gap} slices left out at both ends of each that validates. Intensities are clipped at "
+        f"{WINDOW[0]:g} and {WINDOW[1]:g} HU and z-scored with the training slices. Each slice is a case.",
     )
 
 

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -35,7 +36,7 @@ class Result:
         diverged: The first epoch whose loss was not finite; training ended there.
         digest: Of the images.
         seconds: Of training and scoring.
-        about: Of the data set: classes, title, description, numbers of slices and subjects.
+        about: Of the data set: classes, title, description, numbers of slices.
     """
 
     cases: list[str] = field(default_factory=list)
@@ -61,11 +62,23 @@ def unet(in_channels: int, num_classes: int, features: Sequence[int], seed: int)
     return network
 
 
-def batches(count: int, batch_size: int, epochs: int, seed: int) -> Iterator[list[Tensor]]:
-    """One epoch after the other as a list of index tensors, shuffled by the seed alone."""
+def batches(count: int, batch_size: int, epochs: int, seed: int, steps: int | None = None) -> Iterator[list[Tensor]]:
+    """One epoch after the other as a list of index tensors, shuffled by the seed alone.
+
+    An epoch sees each of `count` slices once; with `steps` it has as many batches, and the next one goes on from there.
+    """
     generator = torch.Generator().manual_seed(seed)
-    for _ in range(epochs):
-        yield list(torch.split(torch.randperm(count, generator=generator), batch_size))
+
+    def passes() -> Iterator[list[Tensor]]:
+        while True:
+            yield list(torch.split(torch.randperm(count, generator=generator), batch_size))
+
+    if steps is None:
+        yield from islice(passes(), epochs)
+    else:
+        stream = chain.from_iterable(passes())
+        for _ in range(epochs):
+            yield list(islice(stream, steps))
 
 
 @torch.no_grad()
@@ -94,10 +107,11 @@ def train(
     inputs, labels = images.train.images.to(device), images.train.labels.to(device)
     unseen = images.validation.images.to(device)
     result = Result(digest=images.digest(), about=_about(images))
-    for epoch, order in enumerate(batches(len(labels), setting.batch_size, setting.epochs, run.seed), start=1):
+    order = batches(len(labels), setting.batch_size, setting.epochs, run.seed, setting.steps_per_epoch)
+    for epoch, parts in enumerate(order, start=1):
         network.train()
         total = 0.0
-        for index in order:
+        for index in parts:
             loss = loss_fn(network(inputs[index]), labels[index])
             optimizer.zero_grad()
             loss.backward()
@@ -107,7 +121,7 @@ def train(
             total += float(loss.detach()) * len(index)
         if isinstance(loss_fn, rw.CombinedLoss):
             loss_fn.step()
-        result.loss_per_epoch.append(total / len(labels))
+        result.loss_per_epoch.append(total / sum(map(len, parts)))
         if not math.isfinite(total):
             result.diverged = epoch
         if epoch % setting.evaluate_every == 0 or epoch == setting.epochs or result.diverged:
@@ -154,7 +168,6 @@ def _about(images: Images) -> dict[str, Any]:
         "classes": list(images.classes),
         "title": images.title,
         "description": images.description,
-        "subjects": images.subjects,
         "train_slices": len(images.train.labels),
         "validation_slices": len(images.validation.labels),
         "shape": list(images.train.images.shape[1:]),
