@@ -15,8 +15,12 @@ from pathlib import Path
 import pytest
 import torch
 
-for package in ("monai", "scipy", "matplotlib", "nibabel", "tqdm", "filelock"):
-    pytest.importorskip(package, reason='experiments need pip install "rwkernels[experiments]"')
+pytest.importorskip("monai", reason='experiments need pip install "rwkernels[experiments]"')
+pytest.importorskip("scipy", reason='experiments need pip install "rwkernels[experiments]"')
+pytest.importorskip("matplotlib", reason='experiments need pip install "rwkernels[experiments]"')
+pytest.importorskip("nibabel", reason='experiments need pip install "rwkernels[experiments]"')
+pytest.importorskip("tqdm", reason='experiments need pip install "rwkernels[experiments]"')
+pytest.importorskip("filelock", reason='experiments need pip install "rwkernels[experiments]"')
 
 from experiment_cases import BOUNDARY, DICE, GRADUAL, HEARTS, RRW, TINY, experiment, record
 
@@ -126,7 +130,7 @@ def test_unknown_data_and_unknown_options_are_named() -> None:
         datasets.load(Data("heart"))
     with pytest.raises(ValueError, match="data hearts: got an unexpected keyword argument 'subject'"):
         datasets.load(Data("hearts", {"subject": 3}))
-    with pytest.raises(ValueError, match="expected --data totalsegmentator-ct=PATH: .*pip download"):
+    with pytest.raises(ValueError, match=r"expected --data totalsegmentator-ct=PATH: .*pip download"):
         datasets.load(Data("totalsegmentator-ct"))
 
 
@@ -146,7 +150,7 @@ def test_a_record_comes_back_with_nan_and_infinity_and_a_torn_line_is_dropped(tm
 
     lines = (tmp_path / records.NAME).read_bytes().splitlines(keepends=True)
     (tmp_path / records.NAME).write_bytes(lines[0] + b"garbage\n" + lines[1])
-    with pytest.raises(records.RecordError, match="runs.jsonl, line 2: expected a finished run"):
+    with pytest.raises(records.RecordError, match=r"runs.jsonl, line 2: expected a finished run"):
         records.load(tmp_path)
 
 

@@ -12,7 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.ndimage import gaussian_filter
+
+from rwkernels.integrations.extras import needs
+
+with needs("experiments", "scipy", "rwkernels.experiments"):
+    from scipy.ndimage import gaussian_filter
 
 CLASSES = ("background", "RV", "MYO", "LV")
 RV, MYO, LV = 1, 2, 3

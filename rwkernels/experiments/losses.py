@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from monai.losses.dice import DiceLoss
-from monai.losses.focal_loss import FocalLoss
 from torch import Tensor, nn
 
 import rwkernels as rw
 from rwkernels.experiments.configuration import Loss
+from rwkernels.integrations.extras import needs
+
+with needs("experiments", "monai", "rwkernels.experiments"):
+    from monai.losses.dice import DiceLoss
+    from monai.losses.focal_loss import FocalLoss
 
 
 class _OnChannel(nn.Module):

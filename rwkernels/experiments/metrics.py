@@ -7,10 +7,14 @@ import warnings
 from collections.abc import Sequence
 
 import torch
-from monai.metrics.hausdorff_distance import compute_hausdorff_distance
-from monai.metrics.meandice import compute_dice
-from monai.networks.utils import one_hot
 from torch import Tensor
+
+from rwkernels.integrations.extras import needs
+
+with needs("experiments", "monai", "rwkernels.experiments"):
+    from monai.metrics.hausdorff_distance import compute_hausdorff_distance
+    from monai.metrics.meandice import compute_dice
+    from monai.networks.utils import one_hot
 
 
 def dice(prediction: Tensor, labels: Tensor, num_classes: int) -> Tensor:

@@ -151,8 +151,9 @@ def _setting(task: Task) -> str:
     steps = "" if training.steps_per_epoch is None else f" of {training.steps_per_epoch} steps"
     clip = "no clipping" if training.gradient_clip is None else f"gradients clipped at norm {training.gradient_clip:g}"
     return (
-        f"{training.epochs} epochs{steps}, batches of {training.batch_size}, Adam at {training.learning_rate:g} (weight "
-        f"decay {training.weight_decay:g}, {clip}), U-Net with {', '.join(map(str, training.features))} channels."
+        f"{training.epochs} epochs{steps}, batches of {training.batch_size}, Adam at {training.learning_rate:g} "
+        f"(weight decay {training.weight_decay:g}, {clip}), U-Net with {', '.join(map(str, training.features))} "
+        "channels."
     )
 
 

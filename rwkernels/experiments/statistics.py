@@ -10,10 +10,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import permutation_test
 
 from rwkernels.experiments.configuration import Experiment, Loss, Run, Task
 from rwkernels.experiments.records import Record
+from rwkernels.integrations.extras import needs
+
+with needs("experiments", "scipy", "rwkernels.experiments"):
+    from scipy.stats import permutation_test
 
 Floats = npt.NDArray[np.float64]
 METRICS = ("dice", "hausdorff")

@@ -10,13 +10,16 @@ from itertools import chain, islice
 from typing import Any
 
 import torch
-from monai.networks.nets.basic_unet import BasicUNet
 from torch import Tensor, nn
 
 import rwkernels as rw
 from rwkernels.experiments import losses, metrics
 from rwkernels.experiments.configuration import Run
 from rwkernels.experiments.images import Images, Part
+from rwkernels.integrations.extras import needs
+
+with needs("experiments", "monai", "rwkernels.experiments"):
+    from monai.networks.nets.basic_unet import BasicUNet
 
 Rows = list[list[float]]
 

@@ -79,6 +79,7 @@ def prepare(
     if problems and not allow_missing:
         # What cannot even be found is told before hours of reading.
         raise RecipeError(chosen, problems)
+    absent = [parent for parent in folder.parents if not parent.exists()]
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
@@ -99,5 +100,7 @@ def prepare(
         partial.rename(folder)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
+        for parent in absent:
+            parent.rmdir()
         raise
     return Prepared(folder, len(writer.train), len(writer.validation), problems)
