@@ -244,7 +244,12 @@ def test_a_document_gets_its_parts_between_markers_and_nothing_if_one_is_missing
     assert "Between." in text
     assert "\nold\n" not in text
     assert "![Validation Dice during training; mean and standard deviation over seeds](experiments/" in text
-    assert (tmp_path / "docs" / "experiments" / "convergence-hearts-cdf.svg").exists()
+    kept = tmp_path / "docs" / "experiments"
+    assert (kept / "convergence-hearts-cdf.svg").exists()
+    # From what lies beside it, the document can be made again.
+    assert cli.main(["experiment", "report", str(kept), "--into", str(target)]) == 0
+    assert target.read_text() == text
+    assert len(records.load(kept)) == 9
 
 
 def test_runs_of_different_images_are_not_put_into_one_table(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

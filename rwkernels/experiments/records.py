@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from rwkernels.experiments.configuration import Run, read, tree
 from rwkernels.experiments.training import Result
 
 NAME = "runs.jsonl"
+PACKED = f"{NAME}.gz"
 FORMAT = 1
 
 
@@ -33,35 +35,31 @@ class Record:
 
 def append(folder: Path, record: Record) -> None:
     """Adds a finished run: one write of one line, on disk when this returns."""
-    line = json.dumps(
-        {
-            "format": FORMAT,
-            "key": record.run.key,
-            "run": tree(record.run),
-            "environment": record.environment,
-            "result": _plain(asdict(record.result)),
-        },
-        allow_nan=False,
-    )
     descriptor = os.open(folder / NAME, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
     try:
         _cut_torn_line(descriptor)
-        os.write(descriptor, line.encode() + b"\n")
+        os.write(descriptor, _line(record))
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
 
 def load(folder: Path) -> dict[str, Record]:
-    """Finished runs by key. A last line without an end, torn by a kill, is left out.
+    """Finished runs by key, of `runs.jsonl`, or of `runs.jsonl.gz` if that is what there is.
+
+    A last line without an end, torn by a kill, is left out.
 
     Raises:
         RecordError: A line is not what `append` writes.
     """
-    path = folder / NAME
-    if not path.exists():
+    path, packed = folder / NAME, folder / PACKED
+    if path.exists():
+        content = path.read_bytes()
+    elif packed.exists():
+        path, content = packed, gzip.decompress(packed.read_bytes())
+    else:
         return {}
-    *lines, _torn = path.read_bytes().split(b"\n")
+    *lines, _torn = content.split(b"\n")
     found: dict[str, Record] = {}
     for number, line in enumerate(lines, start=1):
         try:
@@ -74,6 +72,22 @@ def load(folder: Path) -> dict[str, Record]:
             raise RecordError(f"{path}, line {number}: expected a finished run, got {error}") from None
         found[run.key] = Record(run, result, given["environment"])
     return found
+
+
+def packed(records: Iterable[Record]) -> bytes:
+    """What `runs.jsonl.gz` holds: the same bytes for the same runs."""
+    return gzip.compress(b"".join(_line(record) for record in records), mtime=0)
+
+
+def _line(record: Record) -> bytes:
+    told = {
+        "format": FORMAT,
+        "key": record.run.key,
+        "run": tree(record.run),
+        "environment": record.environment,
+        "result": _plain(asdict(record.result)),
+    }
+    return json.dumps(told, allow_nan=False).encode() + b"\n"
 
 
 @contextmanager

@@ -67,7 +67,9 @@ def save(experiments: Sequence[Experiment], found: Mapping[str, Record], folder:
 
 
 def into(experiments: Sequence[Experiment], found: Mapping[str, Record], target: Path) -> list[Path]:
-    """Writes every part between its markers in a document, and the figures into the folder of the document's name.
+    """Writes every part between its markers in a document; figures, runs and configurations into a folder beside it.
+
+    That folder has the document's name. From it the same parts can be written again.
 
     Raises:
         ValueError: A part's markers are missing; nothing is written then.
@@ -75,7 +77,11 @@ def into(experiments: Sequence[Experiment], found: Mapping[str, Record], target:
     told = parts(experiments, found)
     pictures = target.with_suffix("")
     content = {name: document.markdown(blocks, pictures.name) for name, blocks in told.items()}
-    written = {target: document.replaced(target.read_text(encoding="utf-8"), content, COMMAND)}
+    written: dict[Path, str | bytes] = {
+        target: document.replaced(target.read_text(encoding="utf-8"), content, COMMAND),
+        pictures / records.PACKED: records.packed(_used(experiments, found)),
+        **{pictures / f"{each.name}.json": configuration.dumped(each) for each in experiments},
+    }
     for blocks in told.values():
         written |= {pictures / f"{each.name}.svg": each.svg for each in blocks if isinstance(each, Picture)}
     for path, text in written.items():
@@ -83,12 +89,18 @@ def into(experiments: Sequence[Experiment], found: Mapping[str, Record], target:
     return list(written)
 
 
+def _used(experiments: Sequence[Experiment], found: Mapping[str, Record]) -> list[Record]:
+    """The finished runs of the experiments, each once."""
+    keys = dict.fromkeys(run.key for experiment in experiments for run in experiment.runs())
+    return [found[key] for key in keys if key in found]
+
+
 # --- parts -----------------------------------------------------------------------------------------------------
 
 
 def _data(experiments: Sequence[Experiment], found: Mapping[str, Record]) -> list[Block]:
-    mine = {run.key for experiment in experiments for run in experiment.runs()}
-    done = [record for key, record in found.items() if key in mine]
+    total = len({run.key for experiment in experiments for run in experiment.runs()})
+    done = _used(experiments, found)
     tasks = {task.data.name: task for experiment in experiments for task in experiment.tasks}
     blocks: list[Block] = []
     for name in tasks:
@@ -110,7 +122,7 @@ def _data(experiments: Sequence[Experiment], found: Mapping[str, Record]) -> lis
     hours = sum(record.result.seconds for record in done) / 3600
     blocks.append(
         Text(
-            f"{len(done)} of {len(mine)} runs are finished; together they took {hours:.2f} hours of one process each. "
+            f"{len(done)} of {total} runs are finished; together they took {hours:.2f} hours of one process each. "
             f"Runs that experiments share were run once. {'; '.join(sorted(environments))}."
         )
     )
