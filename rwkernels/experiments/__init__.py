@@ -20,7 +20,7 @@ __all__ = ["add_arguments", "run"]
 _NEEDED = {
     "run": ("monai", "scipy", "matplotlib", "nibabel", "tqdm", "filelock"),
     "report": ("monai", "scipy", "matplotlib", "filelock"),
-    "prepare": ("nibabel",),
+    "prepare": ("nibabel", "tqdm"),
     "show": (),
 }
 _EPILOG = """\

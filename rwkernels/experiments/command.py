@@ -73,8 +73,8 @@ def _run(args: argparse.Namespace) -> int:
         return _problem(error)
     except KeyboardInterrupt:
         return _problem("interrupted; what is finished is kept, start it again to go on", INTERRUPTED)
-    print(f"{outcome.finished} runs finished, {outcome.found} were finished before, {len(outcome.failed or {})} failed")
-    for title, reason in (outcome.failed or {}).items():
+    print(f"{outcome.finished} runs finished, {outcome.found} were finished before, {len(outcome.failed)} failed")
+    for title, reason in outcome.failed.items():
         _problem(f"{title}: {reason}")
     status = _report(argparse.Namespace(folder=args.out, into=None)) if outcome.finished + outcome.found else 0
     return status or (0 if outcome.complete else 1)
@@ -156,12 +156,20 @@ def _report(args: argparse.Namespace) -> int:
 
 
 def _prepare(args: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
     from rwkernels.experiments import recipes
 
     try:
-        prepared = recipes.prepare(
-            args.recipe, args.source, args.target, layout=args.format, allow_missing=args.allow_missing
-        )
+        with tqdm(unit="case", disable=None) as bar:
+            prepared = recipes.prepare(
+                args.recipe,
+                args.source,
+                args.target,
+                layout=args.format,
+                allow_missing=args.allow_missing,
+                told=lambda case: bar.update(),
+            )
     except recipes.RecipeError as error:
         return _problem(error, 1)
     except (ValueError, OSError) as error:

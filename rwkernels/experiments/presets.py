@@ -62,7 +62,7 @@ def _comparison(scale: str) -> Experiment:
         _joined("dice", "boundary", "gradual", step),
     )
     title = "Comparison of losses (section 4.1)"
-    return Experiment("comparison", "comparison", title, tasks, losses, _seeds(scale), converged_dice=0.5)
+    return Experiment("comparison", "comparison", title, tasks, losses, _seeds(scale))
 
 
 def _convergence(scale: str) -> Experiment:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import islice
 from multiprocessing import connection
@@ -26,7 +27,7 @@ class Outcome:
 
     finished: int = 0
     found: int = 0
-    failed: dict[str, str] | None = None
+    failed: dict[str, str] = field(default_factory=dict)
 
     @property
     def complete(self) -> bool:
@@ -71,8 +72,7 @@ def execute(
         RecordError: Another runner writes into the folder, or its file is damaged.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    wanted, outcome = unique(runs), Outcome(failed={})
-    assert outcome.failed is not None
+    wanted, outcome = unique(runs), Outcome()
     tell = told or (lambda run, seconds: None)
     with records.only_writer(folder):
         before = records.load(folder)
@@ -143,6 +143,7 @@ def _start(threads: int) -> None:
     import torch
 
     torch.set_num_threads(threads)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the runner ends the others
     parent = multiprocessing.parent_process()
     if parent is not None:
         # A runner that is killed cannot end its workers: each ends itself.

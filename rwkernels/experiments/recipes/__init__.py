@@ -44,7 +44,7 @@ def prepare(
     *,
     layout: str,
     allow_missing: bool = False,
-    told: Callable[[Case], None] | None = None,
+    told: Callable[[Case], object] | None = None,
 ) -> Prepared:
     """Prepares a downloaded data set.
 
