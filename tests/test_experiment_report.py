@@ -159,6 +159,7 @@ def test_a_network_converged_if_it_ends_at_the_wanted_dice_from_the_epoch_on_tha
     assert told.epochs == (2, 6, None, None, None)
     assert told.final == (0.8, 0.5, 0.4, 0.0, 0.9)
     assert (told.share, told.diverged) == (0.4, 1)
+    assert told.found == (True, True, True, False, True)
 
 
 @pytest.fixture
@@ -208,8 +209,8 @@ def test_the_report_is_markdown_with_figures_and_one_html_file_that_needs_nothin
         "convergence-hearts-dice",
     }
     # RW-Boundary: Dice of one .10 to .15, of two .70 to .75: the mean of both is .425 on average.
-    assert "| RW-Boundary | 3 | 0 (0 %) | - | 0.425 | 0.425 | 0.425 | 0 |" in text
-    assert "| RRW | 3 | 3 (100 %) | 2 | 0.625 | 0.625 | 0.625 | 0 |" in text
+    assert "| RW-Boundary | 3 | 0 (0 %) | - | 3 (100 %) | 0.425 | 0.425 | 0.425 | 0 |" in text
+    assert "| RRW | 3 | 3 (100 %) | 2 | 3 (100 %) | 0.625 | 0.625 | 0.625 | 0 |" in text
     assert "9 of 9 runs are finished" in text
     for name in ("comparison", "convergence"):
         assert configuration.dumped(configuration.load(folder / f"{name}.json")).rstrip() in text
@@ -243,7 +244,7 @@ def test_a_document_gets_its_parts_between_markers_and_nothing_if_one_is_missing
     assert text.startswith("By hand.\n<!-- data")
     assert "Between." in text
     assert "\nold\n" not in text
-    assert "![Validation Dice during training; mean and standard deviation over seeds](experiments/" in text
+    assert "over seeds](experiments/comparison-hearts-dice.svg)" in text
     kept = tmp_path / "docs" / "experiments"
     assert (kept / "convergence-hearts-cdf.svg").exists()
     # From what lies beside it, the document can be made again.

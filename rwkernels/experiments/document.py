@@ -82,7 +82,7 @@ def _markdown(block: Block, pictures: str) -> str:
         lines = ["| " + " | ".join(cells) + " |" for cells in (block.head, rule, *block.rows)]
         return "\n".join(lines) + (f"\n\n{block.note}" if block.note else "")
     if isinstance(block, Picture):
-        return f"![{block.caption}]({pictures}/{block.name}.svg)\n\n{block.caption}"
+        return f"![{block.caption}]({pictures}/{block.name}.svg)\n\n*{block.caption}.*"
     return f"<details><summary>{block.title}</summary>\n\n```json\n{block.text}\n```\n\n</details>"
 
 

@@ -17,6 +17,7 @@ COMMAND = "rwkernels experiment report"
 NAME = "report"
 _TITLES = {"dice": "Dice", "hausdorff": "HD"}
 _BETTER = {"dice": max, "hausdorff": min}
+_GROUPS = {"dice": ", with Dice", "cross_entropy": ", with cross-entropy"}
 _DECIMALS = {"dice": 3, "hausdorff": 1}
 
 
@@ -196,7 +197,17 @@ def _convergence(experiment: Experiment, task: Task, found: Mapping[str, Record]
         records_of = statistics.runs_of(experiment, task, loss, found)
         if records_of:
             ended[loss.name] = statistics.convergence(records_of, experiment.converged_dice)
-    head = ["loss", "models", "converged", "median epoch", "lowest Dice", "median", "highest", "not finite"]
+    head = [
+        "loss",
+        "models",
+        "converged",
+        "median epoch",
+        "all classes",
+        "lowest Dice",
+        "median",
+        "highest",
+        "not finite",
+    ]
     rows = []
     for name, each in ended.items():
         epochs = sorted(epoch for epoch in each.epochs if epoch is not None)
@@ -207,18 +218,21 @@ def _convergence(experiment: Experiment, task: Task, found: Mapping[str, Record]
                 str(len(ordered)),
                 f"{len(epochs)} ({100 * each.share:.0f} %)",
                 f"{_median(epochs):g}" if epochs else "-",
+                f"{sum(each.found)} ({100 * sum(each.found) / len(ordered):.0f} %)",
                 *(f"{value:.3f}" for value in (ordered[0], _median(ordered), ordered[-1])),
                 str(each.diverged),
             ]
         )
     note = (
         f"Converged: validation Dice, averaged over cases and classes, of {experiment.converged_dice:g} or more after "
-        "the last epoch. Median epoch: from which on it stayed there, over those that converged."
+        "the last epoch. Median epoch: from which on it stayed there, over those that converged. All classes: Dice of every "
+        f"class is at least {statistics.FOUND:g}."
     )
     finals = {name: each.final for name, each in ended.items()}
     figure = plots.convergence_cdf(finals, xlabel="Validation Dice after the last epoch, mean of classes")
     name = f"{experiment.name}-{_slug(task)}-cdf"
-    caption = "Empirical distribution of the final Dice over models that differ in their seed (Eq. 8, Fig. 5)"
+    title = _task_title(experiment, task, found)
+    caption = f"{title}: distribution of the final Dice over models that differ in their seed (Eq. 8, Fig. 5)"
     every = [[loss, *(f"{value:.3f}" for value in each.final)] for loss, each in ended.items()]
     seeds = [str(seed) for seed in experiment.seeds]
     blocks: list[Block] = [
@@ -352,8 +366,9 @@ def _curve_pictures(
         curves = {name: _as_long(each, len(epochs)) for name, each in curves.items()}
         label = f"{experiment.name}-{_slug(task)}{f'-{group}' if group else ''}-dice"
         figure = plots.dice_curves(curves, epochs=epochs, band=band, ylabel="Validation Dice, mean of classes")
-        about = "range over" if band == "range" else "standard deviation over"
-        caption = f"Validation Dice during training; mean and {about} seeds"
+        about = "range" if band == "range" else "standard deviation"
+        title = _task_title(experiment, task, found)
+        caption = f"{title}{_GROUPS.get(group, '')}: validation Dice during training, mean and {about} over seeds"
         pictures.append(Picture(label, caption, document.svg(figure, label)))
     return pictures
 

@@ -21,6 +21,7 @@ with needs("experiments", "scipy", "rwkernels.experiments"):
 Floats = npt.NDArray[np.float64]
 METRICS = ("dice", "hausdorff")
 SIGNIFICANT = 0.05
+FOUND = 0.1
 
 
 def paired_p(first: Sequence[float] | Floats, second: Sequence[float] | Floats, resamples: int = 10_000) -> float:
@@ -152,11 +153,13 @@ class Converged:
     Attributes:
         final: Validation Dice after the last epoch, averaged over classes, of each network.
         epochs: From which epoch on each stayed at the wanted Dice; None where it did not end there.
+        found: Whether each found every class: its Dice is at least 0.1 after the last epoch.
         diverged: How many had a loss that was not finite.
     """
 
     final: tuple[float, ...]
     epochs: tuple[int | None, ...]
+    found: tuple[bool, ...]
     diverged: int
 
     @property
@@ -167,16 +170,19 @@ class Converged:
 
 def convergence(records: Sequence[Record], wanted: float) -> Converged:
     """Which networks reached a Dice of `wanted` by the last epoch, and when for good."""
-    final, epochs = [], []
+    final, epochs, found = [], [], []
     for record in records:
         # A class that no case could be scored for counts as not found.
-        curve = np.nan_to_num(np.array(record.result.dice_per_epoch, np.float64)).mean(axis=1)
+        by_class = np.nan_to_num(np.array(record.result.dice_per_epoch, np.float64))
+        found.append(bool((by_class[-1] >= FOUND).all()))
+        curve = by_class.mean(axis=1)
         final.append(float(curve[-1]))
         below = np.flatnonzero(curve < wanted)
         after = int(below[-1]) + 1 if len(below) else 0
         reached = after < len(curve) and record.result.diverged is None
         epochs.append(record.result.epochs[after] if reached else None)
-    return Converged(tuple(final), tuple(epochs), sum(record.result.diverged is not None for record in records))
+    diverged = sum(record.result.diverged is not None for record in records)
+    return Converged(tuple(final), tuple(epochs), tuple(found), diverged)
 
 
 def curves(records: Sequence[Record]) -> Floats:
