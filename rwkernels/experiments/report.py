@@ -225,8 +225,8 @@ def _convergence(experiment: Experiment, task: Task, found: Mapping[str, Record]
         )
     note = (
         f"Converged: validation Dice, averaged over cases and classes, of {experiment.converged_dice:g} or more after "
-        "the last epoch. Median epoch: from which on it stayed there, over those that converged. All classes: Dice of every "
-        f"class is at least {statistics.FOUND:g}."
+        "the last epoch. Median epoch: from which on it stayed there, over those that converged. All classes: Dice of "
+        f"every class is at least {statistics.FOUND:g}."
     )
     finals = {name: each.final for name, each in ended.items()}
     figure = plots.convergence_cdf(finals, xlabel="Validation Dice after the last epoch, mean of classes")
