@@ -101,6 +101,20 @@ def test_the_table_has_the_layout_of_the_paper_with_means_deviations_and_stars()
     ]
 
 
+def test_strategies_show_what_the_rectified_map_changes_where_all_else_is_the_same() -> None:
+    def joined(maps: str, schedule: str) -> configuration.Loss:
+        return configuration.Loss(f"{maps} {schedule}", region="dice", maps=maps, schedule=schedule)
+
+    shifts = {("rectified", "equal"): 0.1, ("boundary", "equal"): 0.0, ("rectified", "gradual"): 0.2}
+    losses = {key: joined(*key) for key in shifts}
+    found = by_key(*(six_cases(losses[key], seed, shift) for key, shift in shifts.items() for seed in (0, 1)))
+    given = experiment("strategies", tuple(losses.values()), baseline=None)
+    table = report.maps_table(given, given.tasks[0], found)
+    # The gradual one has no counterpart. Six cases that are all better: p = 2/64; no difference: p = 1.
+    assert table.rows == [["Dice, equal", "+0.100 *", "+0.000", "+0.0", "+0.0"]]
+    assert "*" not in str(report.scores_table(given, given.tasks[0], found).rows).replace("**", "")
+
+
 def test_pairs_are_cases_with_their_seeds_averaged_or_cases_of_every_seed() -> None:
     shifts = {(RRW, 0): [0.0] * 3, (RRW, 1): [0.0] * 3, (DICE, 0): [0.1] * 3, (DICE, 1): [0.1, 0.1, -0.05]}
     found = by_key(

@@ -154,7 +154,7 @@ class Experiment:
         tasks: Data sets.
         losses: What is compared.
         seeds: Of initial weights and the order of batches; each gives one network.
-        baseline: Name of the loss that the others are tested against.
+        baseline: Name of the loss that the others are tested against; None where strategies are compared.
         resamples: Of the permutation test.
         pairs: What a pair of the test is: `"case"` averages the seeds of a case first, `"case and seed"` takes each.
         missing_hausdorff: The Hausdorff distance of a class that only the prediction or only the labels have:
@@ -169,7 +169,7 @@ class Experiment:
     tasks: tuple[Task, ...]
     losses: tuple[Loss, ...]
     seeds: tuple[int, ...]
-    baseline: str = "RRW"
+    baseline: str | None = "RRW"
     resamples: int = 10_000
     pairs: str = "case"
     missing_hausdorff: str = "diagonal"

@@ -90,7 +90,7 @@ def _strategies(scale: str) -> Experiment:
         for schedule in ("equal", "gradual")
     )
     title = "Equal and gradual strategies (section 4.3)"
-    return Experiment("strategies", "strategies", title, tasks, losses, _seeds(scale), baseline=losses[0].name)
+    return Experiment("strategies", "strategies", title, tasks, losses, _seeds(scale), baseline=None)
 
 
 _REGIONS = {"dice": "Dice", "cross_entropy": "CE"}

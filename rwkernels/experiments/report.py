@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rwkernels.bench.files import write
@@ -17,6 +18,7 @@ COMMAND = "rwkernels experiment report"
 NAME = "report"
 _TITLES = {"dice": "Dice", "hausdorff": "HD"}
 _BETTER = {"dice": max, "hausdorff": min}
+_REGIONS = {"dice": "Dice", "cross_entropy": "cross-entropy", "focal": "Focal"}
 _GROUPS = {"dice": ", with Dice", "cross_entropy": ", with cross-entropy"}
 _DECIMALS = {"dice": 3, "hausdorff": 1}
 
@@ -184,6 +186,7 @@ def _strategies(experiment: Experiment, task: Task, found: Mapping[str, Record])
         by_region.setdefault(loss.region or "alone", []).append(loss.name)
     return [
         scores_table(experiment, task, found),
+        maps_table(experiment, task, found),
         seeds_table(experiment, task, found),
         *_curve_pictures(experiment, task, found, by_region),
     ]
@@ -303,20 +306,45 @@ def seeds_table(experiment: Experiment, task: Task, found: Mapping[str, Record])
     return Table(head, rows, "Mean over cases, every seed.")
 
 
+def maps_table(experiment: Experiment, task: Task, found: Mapping[str, Record]) -> Table:
+    """What the rectified map changes where all else is the same: its loss minus that of the boundary map."""
+    classes = _classes(experiment, task, found)
+    head = ["RRW minus RW-Boundary", *(f"{_TITLES[metric]} {name}" for metric in METRICS for name in classes)]
+    rows = []
+    for one in experiment.losses:
+        twins = [other for other in experiment.losses if other == replace(one, name=other.name, maps="boundary")]
+        if one.maps != "rectified" or not twins:
+            continue
+        apart = statistics.differences(experiment, task, one, twins[0], found)
+        if apart:
+            texts = [
+                f"{each.mean:+.{_DECIMALS[metric]}f}{' *' if each.p < statistics.SIGNIFICANT else ''}"
+                for metric in METRICS
+                for each in apart[metric]
+            ]
+            rows.append([f"{_REGIONS[one.region]}, {one.schedule}" if one.region else "alone", *texts])
+    note = f"Mean difference; Dice above 0 and HD below 0 are in favour of RRW. * p < 0.05: {_test_text(experiment)}."
+    return Table(head, rows, note)
+
+
+def _test_text(experiment: Experiment) -> str:
+    pairs = "cases, seeds averaged" if experiment.pairs == "case" else "cases of every seed"
+    return (
+        f"paired permutation test over {pairs}, {experiment.resamples:,} resamples (exact where there are fewer sign "
+        "patterns), not corrected for the number of tests"
+    )
+
+
 def _note(
     experiment: Experiment, cells: Mapping[str, Mapping[str, list[Cell]]], task: Task, found: Mapping[str, Record]
 ) -> str:
-    pairs = "cases, seeds averaged" if experiment.pairs == "case" else "cases of every seed"
     count = len(_any_record(experiment, task, found).result.cases)
     notes = [
         f"Mean ± standard deviation over {count} cases and the seeds {', '.join(map(str, experiment.seeds))}; HD in "
         "mm; best mean bold."
     ]
     if any(cell.p is not None for each in cells.values() for row in each.values() for cell in row):
-        notes.append(
-            f"* p < 0.05 against {experiment.baseline}: paired permutation test over {pairs}, {experiment.resamples:,} "
-            "resamples (exact where there are fewer sign patterns), not corrected for the number of tests."
-        )
+        notes.append(f"* p < 0.05 against {experiment.baseline}: {_test_text(experiment)}.")
     treated = {
         "diagonal": "counts as the diagonal of its image",
         "ignore": "is left out",

@@ -101,7 +101,7 @@ def cells(experiment: Experiment, task: Task, found: Mapping[str, Record]) -> di
     """
     result: dict[str, dict[str, list[Cell]]] = {}
     by_loss = {loss.name: runs_of(experiment, task, loss, found) for loss in experiment.losses}
-    base = by_loss.get(experiment.baseline, [])
+    base = by_loss.get(experiment.baseline, []) if experiment.baseline is not None else []
     for name, records in by_loss.items():
         if not records:
             continue
@@ -119,6 +119,37 @@ def cells(experiment: Experiment, task: Task, found: Mapping[str, Record]) -> di
     return result
 
 
+@dataclass(frozen=True)
+class Difference:
+    """A metric of one loss minus that of another, of a class: the mean over what both have, and p as in `Cell`."""
+
+    mean: float
+    p: float
+
+
+def differences(
+    experiment: Experiment, task: Task, first: Loss, second: Loss, found: Mapping[str, Record]
+) -> dict[str, list[Difference]]:
+    """By metric, the `Difference` of two losses for every class; empty if they have no seed in common."""
+    one, two = _same_seeds(*(runs_of(experiment, task, loss, found) for loss in (first, second)))
+    if not one:
+        return {}
+    result = {}
+    for metric in METRICS:
+        values_of = [values(each, metric, experiment.missing_hausdorff) for each in (one, two)]
+        apart = values_of[0] - values_of[1]
+        result[metric] = [
+            Difference(float(np.nanmean(apart[..., k])), _paired([each[..., k] for each in values_of], experiment))
+            for k in range(apart.shape[2])
+        ]
+    return result
+
+
+def _paired(values_of: Sequence[Floats], experiment: Experiment) -> float:
+    one, two = (_mean(each, 0) if experiment.pairs == "case" else each.ravel() for each in values_of)
+    return paired_p(one, two, experiment.resamples)
+
+
 def _same_seeds(first: Sequence[Record], second: Sequence[Record]) -> tuple[list[Record], list[Record]]:
     seeds = {r.run.seed for r in first} & {r.run.seed for r in second}
     return [r for r in first if r.run.seed in seeds], [r for r in second if r.run.seed in seeds]
@@ -126,10 +157,7 @@ def _same_seeds(first: Sequence[Record], second: Sequence[Record]) -> tuple[list
 
 def _cell(given: Floats, raw: Floats, paired: list[Floats], experiment: Experiment) -> Cell:
     finite = given[np.isfinite(given)]
-    p = None
-    if len(paired) == 2:
-        one, two = (_mean(each, 0) if experiment.pairs == "case" else each.ravel() for each in paired)
-        p = paired_p(one, two, experiment.resamples)
+    p = _paired(paired, experiment) if len(paired) == 2 else None
     return Cell(
         mean=float(finite.mean()) if len(finite) else float("nan"),
         deviation=float(finite.std(ddof=1)) if len(finite) > 1 else float("nan"),
