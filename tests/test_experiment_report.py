@@ -271,3 +271,16 @@ def test_runs_of_different_images_are_not_put_into_one_table(folder: Path, capsy
     records.append(folder, record(RRW, 1, [[0.5, 0.5]] * 6, [[1.0, 1.0]] * 6, digest="other"))
     assert cli.main(["experiment", "report", str(folder)]) == 2
     assert f"data {HEARTS.name}: finished runs of different images" in capsys.readouterr().err
+
+
+def test_the_document_shows_what_the_runs_that_lie_beside_it_say() -> None:
+    target = Path(__file__).parent.parent / "docs" / "experiments.md"
+    experiments, found = report.load(target.with_suffix(""))
+    assert all(run.key in found for each in experiments for run in each.runs())
+    content = {
+        name: document.markdown(blocks, "experiments") for name, blocks in report.parts(experiments, found).items()
+    }
+    text = target.read_text()
+    assert document.replaced(text, content, report.COMMAND) == text
+    for picture in re.findall(r"\]\((experiments/.*?\.svg)\)", text):
+        assert (target.parent / picture).is_file()
