@@ -137,7 +137,7 @@ LAYOUTS: dict[str, type[Writer]] = {"nnunet": NnUNet, "slices": Slices}
 def _save(path: Path, array: npt.NDArray[Any], volume: Volume) -> None:
     import nibabel
 
-    nibabel.save(nibabel.Nifti1Image(array, volume.affine), path)  # type: ignore[no-untyped-call]
+    nibabel.save(nibabel.Nifti1Image(array, volume.affine), path)
 
 
 def _write_json(path: Path, told: Any) -> None:
