@@ -26,6 +26,7 @@ COMMANDS = {
     "doctor": Command("rwkernels.doctor", "show what is installed, what can run and whether it is right"),
     "bench": Command("rwkernels.bench", "measure maps, loss and labels to gradient here, against other libraries"),
     "show": Command("rwkernels.show", "draw the maps of a label image of your own"),
+    "experiment": Command("rwkernels.experiments", "run the paper's experiments, report them, prepare their data sets"),
     "precompute": Command("rwkernels.precompute", "make the maps of a folder of label maps, here or on a cluster"),
     "serve": Command(
         "rwkernels.service.command", "answer batches of labels with their maps, for loaders elsewhere (Arrow Flight)"

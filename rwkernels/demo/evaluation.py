@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import math
-import warnings
 from dataclasses import dataclass
 
-import torch
-from monai.metrics.hausdorff_distance import compute_hausdorff_distance
-from monai.metrics.meandice import compute_dice
-from monai.networks.utils import one_hot
 from torch import Tensor
 
 from rwkernels.demo.data import CLASS_NAMES, PIXEL_MM
+from rwkernels.experiments import metrics
 
 SCORED_CLASSES = CLASS_NAMES[1:]
 UNLEARNED_DICE = 0.1
@@ -41,7 +36,7 @@ class Scores:
 
 def dice_per_class(prediction: Tensor, labels: Tensor) -> tuple[float, ...]:
     """Return the mean Dice over slices for grey and white; both arguments [N, H, W]."""
-    return _mean_over_slices(compute_dice(_channels(prediction), _channels(labels), include_background=False))
+    return _mean_over_slices(metrics.dice(prediction, labels, len(CLASS_NAMES)))
 
 
 def score(prediction: Tensor, labels: Tensor) -> Scores:
@@ -67,26 +62,9 @@ def share_with_several_negatives(gradient: Tensor) -> float:
 
 
 def _hausdorff(prediction: Tensor, labels: Tensor, percentile: float | None) -> tuple[float, ...]:
-    with warnings.catch_warnings():
-        # MONAI warns about an empty prediction; here it shows as `inf` in the table.
-        warnings.simplefilter("ignore")
-        distance = compute_hausdorff_distance(
-            _channels(prediction),
-            _channels(labels),
-            include_background=False,
-            percentile=percentile,
-            spacing=PIXEL_MM,
-        )
-    # MONAI answers `inf` or `nan` for an empty prediction, depending on `percentile`.
-    missing = torch.stack([(prediction != k).flatten(1).all(dim=1) for k in range(1, len(CLASS_NAMES))], dim=1)
-    return _mean_over_slices(distance.cpu().masked_fill(missing, math.inf))
-
-
-def _channels(labels: Tensor) -> Tensor:
-    encoded: Tensor = one_hot(labels[:, None], num_classes=len(CLASS_NAMES))
-    return encoded
+    return _mean_over_slices(metrics.hausdorff(prediction, labels, len(CLASS_NAMES), PIXEL_MM, percentile))
 
 
 def _mean_over_slices(values: Tensor) -> tuple[float, ...]:
-    # `nan` marks a slice without the class, which has no score.
+    # `nan` marks a slice in which neither has the class, which has no score.
     return tuple(float(mean) for mean in values.nanmean(dim=0))

@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
-from monai.networks.nets.basic_unet import BasicUNet
 from torch import Tensor, nn
 from tqdm import tqdm
 
 import rwkernels as rw
 from rwkernels.demo.data import CLASS_NAMES, Block, Slices
 from rwkernels.demo.evaluation import Scores, dice_per_class, score, share_with_several_negatives
+from rwkernels.experiments import training as shared
 
 NUM_CLASSES = len(CLASS_NAMES)
 
@@ -68,21 +68,13 @@ def losses(epochs: int) -> dict[str, nn.Module]:
 
 def build_network(settings: Settings, device: torch.device) -> nn.Module:
     """Return a 2D U-Net whose initial weights depend on the seed alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.seed)
-        network: nn.Module = BasicUNet(
-            spatial_dims=2, in_channels=1, out_channels=NUM_CLASSES, features=settings.features
-        )
-    return network.to(device)
+    return shared.unet(1, NUM_CLASSES, settings.features, settings.seed).to(device)
 
 
 def batches(block: Block, settings: Settings) -> Iterator[list[tuple[Tensor, Tensor]]]:
     """Yield one epoch after the other as a list of (images, labels), shuffled by the seed alone."""
-    generator = torch.Generator().manual_seed(settings.seed)
-    for _ in range(settings.epochs):
-        order = torch.randperm(len(block.labels), generator=generator)
-        parts = torch.split(order, settings.batch_size)
-        yield [(block.images[part], block.labels[part]) for part in parts]
+    for order in shared.batches(len(block.labels), settings.batch_size, settings.epochs, settings.seed):
+        yield [(block.images[part], block.labels[part]) for part in order]
 
 
 def train(name: str, criterion: nn.Module, slices: Slices, settings: Settings, device: torch.device) -> Training:
@@ -139,12 +131,9 @@ def timed_loss(
     return loss.detach(), gradient, now(logits.device) - begin
 
 
-@torch.no_grad()
 def predict(network: nn.Module, block: Block) -> Tensor:
     """Return the predicted class of every pixel, [N, H, W]."""
-    network.eval()
-    prediction: Tensor = network(block.images).argmax(dim=1)
-    return prediction
+    return shared.predict(network, block.images)
 
 
 def now(device: torch.device) -> float:

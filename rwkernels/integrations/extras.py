@@ -7,10 +7,11 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def needs(extra: str, package: str | None = None) -> Iterator[None]:
+def needs(extra: str, package: str | None = None, module: str | None = None) -> Iterator[None]:
     """Turns the failed import of `package` (by default, of the extra's own name) into one that names the extra.
 
-    A package that is there but misses something itself keeps its own error.
+    A package that is there but misses something itself keeps its own error. `module` is what is named as needing it; by
+    default, the integration of the extra's name.
     """
     package = extra if package is None else package
     try:
@@ -19,5 +20,6 @@ def needs(extra: str, package: str | None = None) -> Iterator[None]:
         if error.name is None or error.name.partition(".")[0] != package:
             raise
         raise ImportError(
-            f'rwkernels.integrations.{extra} needs {package}, which is not installed: pip install "rwkernels[{extra}]"'
+            f"{module or f'rwkernels.integrations.{extra}'} needs {package}, which is not installed: "
+            f'pip install "rwkernels[{extra}]"'
         ) from error

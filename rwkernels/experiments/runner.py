@@ -1,0 +1,185 @@
+"""Runs in several processes. What is finished is never run again; what is killed is the only thing lost."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import islice
+from multiprocessing import connection
+from pathlib import Path
+from typing import Any
+
+from rwkernels.experiments import records
+from rwkernels.experiments.configuration import Data, Run
+from rwkernels.experiments.records import Record
+
+
+@dataclass
+class Outcome:
+    """What a call of `execute` did: how many runs it finished, found finished before, and why others failed."""
+
+    finished: int = 0
+    found: int = 0
+    failed: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def complete(self) -> bool:
+        """Whether all runs are there now."""
+        return not self.failed
+
+
+def unique(runs: Sequence[Run]) -> list[Run]:
+    """Runs without those that another one stands for."""
+    return list({run.key: run for run in runs}.values())
+
+
+def processors() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def execute(
+    runs: Sequence[Run],
+    folder: Path,
+    *,
+    paths: Mapping[str, Path] | None = None,
+    processes: int | None = None,
+    device: str = "cpu",
+    told: Callable[[Run, float | None], None] | None = None,
+) -> Outcome:
+    """Runs what is not in `folder` yet, and appends each run to its `runs.jsonl` when it is done.
+
+    Args:
+        runs: What to run. Two with the same key run once.
+        folder: Made if it is not there.
+        paths: Where the files of data sets are, by the name of the data set.
+        processes: How many at once (default: one for each core, each with one thread); the cores are shared out
+            between them.
+        device: Where to train.
+        told: Called with each run that is finished and its seconds, or None if it failed or was finished before.
+
+    Returns:
+        What was done. A run that raised an error is named with it; the others go on.
+
+    Raises:
+        RecordError: Another runner writes into the folder, or its file is damaged.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    wanted, outcome = unique(runs), Outcome()
+    tell = told or (lambda run, seconds: None)
+    with records.only_writer(folder):
+        before = records.load(folder)
+        for run in wanted:
+            if run.key in before:
+                outcome.found += 1
+                tell(run, None)
+        left = [run for run in wanted if run.key not in before]
+        count = max(1, min(processes or processors(), len(left) or 1))
+        threads = max(1, processors() // count)
+        context = multiprocessing.get_context("spawn")  # a fork would copy the thread pools of torch half-alive
+        pool = ProcessPoolExecutor(count, mp_context=context, initializer=_start, initargs=(threads,))
+        try:
+            waiting: dict[Future[Record], Run] = {}
+            queue = iter(left)
+            # No more are handed out than run at once: what is killed then is what was running.
+            for run in islice(queue, count):
+                waiting[pool.submit(_one, run, _path(run.data, paths), device)] = run
+            while waiting:
+                for future in wait(waiting, return_when=FIRST_COMPLETED).done:
+                    run = waiting.pop(future)
+                    try:
+                        record = future.result()
+                    except BrokenProcessPool:
+                        outcome.failed[run.title] = "its process, or one beside it, was killed"
+                        tell(run, None)
+                        continue
+                    except Exception as error:
+                        outcome.failed[run.title] = f"{type(error).__name__}: {error}"
+                        tell(run, None)
+                    else:
+                        records.append(folder, record)
+                        outcome.finished += 1
+                        tell(run, record.result.seconds)
+                    following = next(queue, None)
+                    if following is not None:
+                        try:
+                            again = pool.submit(_one, following, _path(following.data, paths), device)
+                        except BrokenProcessPool:
+                            outcome.failed[following.title] = "not started: a process was killed"
+                        else:
+                            waiting[again] = following
+            for run in queue:
+                outcome.failed[run.title] = "not started: a process was killed"
+        finally:
+            _end(pool)
+    return outcome
+
+
+def _end(pool: ProcessPoolExecutor) -> None:
+    """Ends the workers now: after Ctrl-C nobody waits for a run that is not kept."""
+    workers = list((getattr(pool, "_processes", None) or {}).values())
+    pool.shutdown(wait=False, cancel_futures=True)
+    for worker in workers:
+        worker.terminate()
+    for worker in workers:
+        worker.join()
+
+
+def _path(data: Data, paths: Mapping[str, Path] | None) -> Path | None:
+    return None if paths is None else paths.get(data.name)
+
+
+# --- in the workers --------------------------------------------------------------------------------------------
+
+
+def _start(threads: int) -> None:
+    import torch
+
+    torch.set_num_threads(threads)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the runner ends the others
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        # A runner that is killed cannot end its workers: each ends itself.
+        threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+
+
+def _end_with(sentinel: Any) -> None:
+    connection.wait([sentinel])
+    os._exit(1)
+
+
+@lru_cache(maxsize=4)
+def _images(name: str, options: str, path: Path | None) -> Any:
+    import json
+
+    from rwkernels.experiments import datasets
+
+    return datasets.load(Data(name, json.loads(options)), path)
+
+
+def _one(run: Run, path: Path | None, device: str) -> Record:
+    import json
+
+    import monai
+    import torch
+
+    import rwkernels
+    from rwkernels.experiments import training
+
+    images = _images(run.data.name, json.dumps(run.data.options, sort_keys=True), path)
+    result = training.train(run, images, device)
+    environment = {
+        "rwkernels": rwkernels.__version__,
+        "torch": torch.__version__,
+        "monai": monai.__version__,
+        "threads": torch.get_num_threads(),
+        "device": device if device == "cpu" else torch.cuda.get_device_name(device),
+    }
+    return Record(run, result, environment)
