@@ -20,9 +20,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rwkernels.bench import charts, command, drawing, html, losses, maps, results, session, summary, table
-from rwkernels.bench.files import write
 from rwkernels.bench.results import Run, threads_text
 from rwkernels.bench.summary import HEADLINES, Found, number
+from rwkernels.files import write
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from rwkernels import cli
-from rwkernels.bench import files, guard, guard_rows
+from rwkernels import cli, files
+from rwkernels.bench import guard, guard_rows
 
 needs_core = pytest.mark.skipif(guard.core_path() is None, reason="the compiled core is missing")
 BEFORE = guard.Counts("instructions", "GCC, AVX2", {"a": 1000.0, "b": 1000.0})

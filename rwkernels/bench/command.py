@@ -14,10 +14,10 @@ from pathlib import Path
 import torch
 
 from rwkernels.bench import compare, html, results, session, table
-from rwkernels.bench.files import write
 from rwkernels.bench.registry import Case
 from rwkernels.bench.results import Run, threads_text
 from rwkernels.bench.summary import counted, goals
+from rwkernels.files import write
 
 NAME = "rwkernels-bench"
 INTERRUPTED = 130

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from rwkernels.bench import guard_rows
-from rwkernels.bench.files import write
+from rwkernels.files import write
 
 RUNS = 3
 TOLERANCE = {"instructions": 1.02, "ratios": 1.3}

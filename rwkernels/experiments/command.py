@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rwkernels.bench.files import write
 from rwkernels.experiments import configuration, presets
 from rwkernels.experiments.configuration import Experiment, Run
+from rwkernels.files import write
 
 if TYPE_CHECKING:
     from rwkernels.experiments.runner import Outcome
