@@ -135,18 +135,40 @@ def test_zarr_reads_every_shape_and_type_that_is_packed_here(tmp_path, monkeypat
     monkeypatch.setattr(shards, "PIXELS", pixels)  # all chunks in one file, some, one
     values = np.random.default_rng(0).integers(0, 100, shape).astype(dtype)
     chunks = (8, 9, 4) if len(shape) == 3 else (1, 8, 9, 4) if len(shape) == 4 else (16,) * len(shape)
-    group = zarr.create_group(str(tmp_path / "g"), zarr_format=3)
-    shards.write(group, tmp_path / "g" / "a", values, chunks, {"x": 1})
-    found = zarr.open_array(str(tmp_path / "g" / "a"), mode="r")
+    shards.write(tmp_path / "a", values, chunks, "half of it")
+    found = zarr.open_array(str(tmp_path / "a"), mode="r")
     assert (found[...] == values).all()
     assert found.dtype == values.dtype
     assert found.chunks == chunks
     box = tuple(slice(1, side - 1) for side in shape)
     assert (found[box] == values[box]).all()
-    assert dict(found.attrs) == {"x": 1}
-    files = len(list((tmp_path / "g" / "a").glob("c.*")))
+    assert dict(found.attrs) == {"value": "half of it"}
+    files = len(list((tmp_path / "a").glob("c.*")))
     assert files == math.prod(-(-n // s) for n, s in zip(shape, shards.shard_shape(shape, chunks), strict=True))
     assert (files > 1) == (pixels < values.size)
+
+
+@pytest.mark.parametrize(("shape", "dtype"), [((70, 64, 3), np.uint16), ((71, 64, 3), np.uint16), ((9, 8), np.float32)])
+@pytest.mark.parametrize("meaning", ["", "-code / 65535"])
+def test_the_metadata_of_an_array_are_those_that_zarr_writes(tmp_path, shape, dtype, meaning):
+    chunks = tuple(min(64, side) for side in shape)
+    itemsize = np.dtype(dtype).itemsize
+    zarr.create_array(
+        str(tmp_path / "theirs"),
+        shape=shape,
+        dtype=dtype,
+        chunks=chunks,
+        shards=tuple(-(-side // chunk) * chunk for side, chunk in zip(shape, chunks, strict=True)),
+        compressors=(
+            zarr.codecs.BloscCodec(typesize=itemsize, cname="lz4", clevel=1, shuffle="bitshuffle"),
+            zarr.codecs.Crc32cCodec(),
+        ),
+        fill_value=0,
+        chunk_key_encoding={"name": "default", "separator": "."},
+        attributes={"value": meaning} if meaning else {},
+    )
+    shards.write(tmp_path / "ours", np.zeros(shape, dtype), chunks, meaning)
+    assert (tmp_path / "ours" / "zarr.json").read_bytes() == (tmp_path / "theirs" / "zarr.json").read_bytes()
 
 
 def damage_shard(item: Path) -> None:

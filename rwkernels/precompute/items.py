@@ -225,21 +225,19 @@ def distance_at(
 
 def _write(item: Path, labels: npt.NDArray[Any], map_: RectifiedMap | Tensor, opened: Opened, job: Job) -> None:
     """Writes the arrays of an item, and NIfTI where it was asked for."""
-    import zarr
-
     settings = job.settings
-    group = zarr.create_group(zarr.storage.LocalStore(item), zarr_format=3)
+    item.mkdir()
     side = settings.chunk if labels.ndim > 2 else settings.chunk * 8
     chunks = tuple(min(side, length) for length in labels.shape)
-    shards.write(group, item / "labels", labels, chunks, {})
+    shards.write(item / "labels", labels, chunks)
     if isinstance(map_, RectifiedMap):
-        values, meaning = map_.foreground.numpy(), {}
+        values, meaning = map_.foreground.numpy(), ""
         if settings.bits != 32:
-            values, meaning = encode(values, settings.bits), {"value": f"-code / {(1 << settings.bits) - 1}"}
-        shards.write(group, item / "foreground", values, chunks, meaning)
+            values, meaning = encode(values, settings.bits), f"-code / {(1 << settings.bits) - 1}"
+        shards.write(item / "foreground", values, chunks, meaning)
     dense = _dense(map_) if settings.dense or not settings.compact else None
     if dense is not None:
-        shards.write(group, item / "dense", dense, (1, *chunks), {})
+        shards.write(item / "dense", dense, (1, *chunks))
     if settings.nifti:
         shown = map_.foreground.numpy() if dense is None and isinstance(map_, RectifiedMap) else dense
         assert shown is not None

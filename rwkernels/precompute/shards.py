@@ -1,15 +1,17 @@
 """Arrays of an item, in the files of Zarr's sharding codec.
 
-The library makes the array and its metadata, and reads it. Its chunks are packed here: through the library's
-tasks and threads, a volume of 128^3 takes longer to pack than its map takes to compute.
+The library makes the metadata and reads the array. Its chunks are packed here, and what it made is kept for the next
+array of the kind: through the library's tasks and threads, a volume of 128^3 takes longer to pack than its map takes to
+compute.
 """
 
 from __future__ import annotations
 
 import itertools
+import json
 import math
 from collections.abc import Iterator
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,33 +19,51 @@ import numpy as np
 import numpy.typing as npt
 
 PIXELS = 1 << 27  # of one file
-_NAME, _LEVEL, _SHUFFLE = "lz4", 5, "shuffle"
+_NAME, _LEVEL, _SHUFFLE = "lz4", 1, "bitshuffle"
 _ABSENT = np.uint64(2**64 - 1)
 
 
-def write(group: Any, folder: Path, values: npt.NDArray[Any], chunks: tuple[int, ...], attributes: Any) -> None:
-    """Writes `values` as the array `folder.name` of a group, whose folder is that of `folder`."""
-    from zarr.codecs import BloscCodec, Crc32cCodec
-
+def write(folder: Path, values: npt.NDArray[Any], chunks: tuple[int, ...], meaning: str = "") -> None:
+    """Writes `values` as an array in a new folder; `meaning` says how to read a value, where that is not plain."""
     shard = shard_shape(values.shape, chunks)
-    group.create_array(
-        folder.name,
-        shape=values.shape,
-        dtype=values.dtype,
-        chunks=chunks,
-        shards=shard,
-        compressors=(
-            BloscCodec(typesize=values.dtype.itemsize, cname=_NAME, clevel=_LEVEL, shuffle=_SHUFFLE),
-            Crc32cCodec(),  # a chunk that was damaged is an error, and not another map
-        ),
-        fill_value=0,
-        chunk_key_encoding={"name": "default", "separator": "."},  # one folder an array, not one an axis
-        attributes=attributes,
-    )
+    folder.mkdir()
+    (folder / "zarr.json").write_text(metadata(values.shape, values.dtype, chunks, meaning))
     for place in itertools.product(*(range(-(-n // s)) for n, s in zip(values.shape, shard, strict=True))):
         inside = tuple(slice(at * side, (at + 1) * side) for at, side in zip(place, shard, strict=True))
         with (folder / ".".join(["c", *map(str, place)])).open("xb") as file:
             file.writelines(_packed(values[inside], shard, chunks))
+
+
+def metadata(shape: tuple[int, ...], dtype: np.dtype[Any], chunks: tuple[int, ...], meaning: str = "") -> str:
+    """The `zarr.json` of an array, as the library writes it."""
+    made = json.loads(_metadata(shard_shape(shape, chunks), dtype, chunks, meaning))
+    return json.dumps({**made, "shape": list(shape)}, indent=2)
+
+
+@lru_cache(maxsize=256)
+def _metadata(shard: tuple[int, ...], dtype: np.dtype[Any], chunks: tuple[int, ...], meaning: str) -> bytes:
+    """What the library writes of an array of one file."""
+    import zarr
+    from zarr.codecs import BloscCodec, Crc32cCodec
+
+    written: dict[str, Any] = {}
+    zarr.create_array(
+        zarr.storage.MemoryStore(written),
+        shape=shard,
+        dtype=dtype,
+        chunks=chunks,
+        shards=shard,
+        compressors=(
+            BloscCodec(typesize=dtype.itemsize, cname=_NAME, clevel=_LEVEL, shuffle=_SHUFFLE),
+            Crc32cCodec(),  # a chunk that was damaged is an error, and not another map
+        ),
+        fill_value=0,
+        chunk_key_encoding={"name": "default", "separator": "."},  # one folder an array, not one an axis
+        attributes={"value": meaning} if meaning else {},
+        zarr_format=3,
+    )
+    found: bytes = written["zarr.json"].to_bytes()
+    return found
 
 
 def shard_shape(shape: tuple[int, ...], chunks: tuple[int, ...]) -> tuple[int, ...]:
@@ -69,7 +89,7 @@ def _packed(values: npt.NDArray[Any], shard: tuple[int, ...], chunks: tuple[int,
             continue  # beyond the end of the array
         if part.shape != chunks:
             part = np.pad(part, [(0, chunk - side) for side, chunk in zip(part.shape, chunks, strict=True)])
-        data = blosc.compress(part, _NAME.encode(), _LEVEL, blosc.SHUFFLE)
+        data = blosc.compress(part, _NAME.encode(), _LEVEL, blosc.BITSHUFFLE)
         yield data
         yield _checksum(data)
         index[place] = offset, len(data) + 4
