@@ -444,6 +444,18 @@ def test_a_map_that_needs_more_than_the_limit_is_refused(folders, capsys):
     )
 
 
+@pytest.mark.parametrize("spacing", [(1.0, 1.0), (0.5, 3.0)])
+@pytest.mark.parametrize("black_border", [False, True])
+def test_the_distance_of_a_pixel_is_right_where_its_lines_meet_no_other_label(spacing, black_border):
+    labels = np.ones((41, 50), np.uint8)
+    labels[20] = labels[:, 22:25] = 0  # a cross: along its arms there is nothing else
+    labels[:4, :30] = 2
+    found = rw.distance_transform(labels[None], spacing=spacing, black_border=black_border)[0]
+    for place in [(20, 23), (20, 22), (20, 0), (3, 0), (40, 24), (0, 35), (40, 49)]:
+        assert items.distance_at(labels, place, spacing, black_border) == pytest.approx(found[place], rel=1e-6), place
+    assert items.distance_at(np.zeros((5, 6), np.uint8), (2, 2), spacing) == math.inf
+
+
 def test_several_processes_write_what_one_does_and_a_dead_one_takes_its_item_alone(tmp_path, capsys, monkeypatch):
     source = tmp_path / "labels"
     write_volumes(source, 12)

@@ -12,12 +12,17 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import multiprocessing
+import os
 import sys
+from multiprocessing import forkserver
 from pathlib import Path
 
 __all__ = ["add_arguments", "run"]
 
 _NEEDED = ("zarr", "nibabel", "SimpleITK", "tifffile", "PIL", "tqdm")
+# What the process from which workers are forked imports once for all of them.
+_PRELOADED = ["rwkernels.precompute.items", "zarr.codecs", "numcodecs.blosc", "nibabel"]
 _EPILOG = """\
 examples:
   rwkernels precompute labelsTr maps                        every label map under labelsTr, as many processes as cores
@@ -108,9 +113,17 @@ def run(args: argparse.Namespace) -> int:
             file=sys.stderr,
         )
         return 1
+    if args.workers != 1 and not args.cluster and not args.scheduler and start_method() == "forkserver":
+        multiprocessing.set_forkserver_preload(_PRELOADED)
+        forkserver.ensure_running()  # it imports while this process does
     from rwkernels.precompute import command
 
     return command.run(args)
+
+
+def start_method() -> str:
+    """How workers are started: forked from a process that has imported what they need and runs no threads."""
+    return "forkserver" if hasattr(os, "fork") else "spawn"
 
 
 def _positive(text: str) -> int:

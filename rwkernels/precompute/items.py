@@ -202,11 +202,16 @@ def _class_max(
 def distance_at(
     labels: npt.NDArray[Any], place: tuple[int, ...], spacing: tuple[float, ...], black_border: bool = False
 ) -> float:
-    """Distance of one pixel to the nearest of another label: looked for in a box that grows; inf if there is none."""
+    """Distance of one pixel to the nearest of another label: looked for in a box; inf if there is none.
+
+    The box reaches as far as the nearest one on the lines along the axes; where these meet none, it grows.
+    """
     border = math.inf
     if black_border:
         border = min(min(at + 1, side - at) * s for at, side, s in zip(place, labels.shape, spacing, strict=True))
-    reach = 8 * min(spacing)
+    reach = min(border, *(_along(labels, place, axis) * step for axis, step in enumerate(spacing)))
+    if math.isinf(reach):
+        reach = 8 * min(spacing)
     while True:
         half = [int(reach / step) + 1 for step in spacing]
         low = [max(at - h, 0) for at, h in zip(place, half, strict=True)]
@@ -221,6 +226,15 @@ def distance_at(
         if nearest <= reach or box.shape == labels.shape:  # nothing outside of the box is nearer than `reach`
             return nearest
         reach *= 2
+
+
+def _along(labels: npt.NDArray[Any], place: tuple[int, ...], axis: int) -> float:
+    """Pixels to the nearest of another label on the line through one along an axis; inf if there is none."""
+    index: list[Any] = list(place)
+    index[axis] = slice(None)
+    line = labels[tuple(index)]
+    others = np.flatnonzero(line != labels[place])
+    return float(np.abs(others - place[axis]).min()) if others.size else math.inf
 
 
 def _write(item: Path, labels: npt.NDArray[Any], map_: RectifiedMap | Tensor, opened: Opened, job: Job) -> None:

@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import wait as wait_for
-from typing import Any
 
 import torch
 
+from rwkernels.precompute import start_method
 from rwkernels.precompute.items import Job, Outcome
 
 Task = Callable[[Job], Outcome]
@@ -69,10 +69,7 @@ def processes(task: Task, jobs: Sequence[Job], workers: int) -> Iterator[Outcome
 
 def _pool(task: Task, jobs: Sequence[Job], workers: int, started: set[str]) -> Iterator[Outcome]:
     """One pool; `started` holds what may be under way. Few jobs are handed out at a time, so that it holds little."""
-    context: Any = multiprocessing.get_context("forkserver" if hasattr(os, "fork") else "spawn")
-    if hasattr(os, "fork"):
-        context.set_forkserver_preload(["rwkernels.precompute.items"])
-    pool = ProcessPoolExecutor(workers, context, _start, (jobs[0].threads,))
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context(start_method()), _start, (jobs[0].threads,))
     waiting = iter(jobs)
     pending: dict[Future[Outcome], Job] = {}
     try:
