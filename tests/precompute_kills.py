@@ -68,7 +68,13 @@ def main(source: Path, folder: Path, kills: int, workers: int, seed: int) -> Non
             for name in moments.sample(names, len(names) * 3 // 4):
                 shutil.rmtree(store / name)
         child = start(arguments[0], store, *arguments[1:], *again)
-        time.sleep(moments.uniform(first / 2, 0.9 * duration if again else (first + duration) / 2))
+        if workers > 1 and not again and len(log) % 2:  # they take seconds to start: not before one has written
+            known = len(list(store.rglob("*.npy")))
+            while len(list(store.rglob("*.npy"))) <= known and time.perf_counter() - begin < 60 * kills:
+                time.sleep(0.001)
+            time.sleep(moments.uniform(0, (duration - first) / 2))
+        else:
+            time.sleep(moments.uniform(first / 2, 0.9 * duration if again else (first + duration) / 2))
         os.kill(child, signal.SIGKILL)
         status = os.waitpid(child, 0)[1]
         if workers > 1:
