@@ -6,7 +6,7 @@ import argparse
 import importlib
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 FAMILIES = ("active_contour", "boundary", "rectified", "constant")
 _MOST_VALUES = 1000
+_EXTRAS = {"nibabel": "plot", "PIL": "plot", "SimpleITK": "precompute", "tifffile": "precompute", "zarr": "precompute"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,15 +27,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "with the most classes, with the distances of the volume."
     )
     parser.add_argument(
-        "labels", type=Path, metavar="LABELS", help="a label image: .nii, .nii.gz, .npy, .npz, .png, .tif"
+        "labels", type=Path, metavar="LABELS", help="a label image: NIfTI, NRRD, MetaImage, NPY, NPZ, PNG, TIFF or Zarr"
     )
+    parser.add_argument("--key", metavar="NAME", help="which array of NPZ files and Zarr groups")
     parser.add_argument("--save", type=Path, metavar="FILE", help="write .svg, .pdf, .eps or .png instead of a window")
     parser.add_argument("--slice", type=int, metavar="N", help="which slice of a volume, counted from 0")
     parser.add_argument(
         "--axis",
         type=int,
         choices=(0, 1, 2),
-        help="axis of the file to slice along: by default the axial one of NIfTI, 0 of arrays",
+        help="axis of the file to slice along: by default the axial one of scans, 0 of arrays",
     )
     parser.add_argument(
         "--flat", action="store_true", help="distances within the slice, as training on slices has them"
@@ -44,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--families", nargs="+", choices=FAMILIES, default=list(FAMILIES[:3]), metavar="NAME", help=", ".join(FAMILIES)
     )
     parser.add_argument(
-        "--spacing", type=float, nargs="+", metavar="STEP", help="size of a pixel; of NIfTI from the file"
+        "--spacing", type=float, nargs="+", metavar="STEP", help="size of a pixel, instead of that in the file"
     )
     parser.add_argument("--dpi", type=float, default=300, help="dots per inch of pictures (default 300)")
 
@@ -53,118 +55,57 @@ class Labels(NamedTuple):
     """A label image as it is shown: rows go down."""
 
     array: npt.NDArray[Any]
-    spacing: tuple[float, ...] | None
+    spacing: tuple[float, ...]
     unit: str | None
     axes: tuple[tuple[int, bool], ...]  # where an axis of the file is in `array`, and whether it is reversed there
     axis: int  # of the file, whose slices are shown by default
 
 
-def _nifti(path: Path) -> Labels:
-    """Turned so that superior and anterior are up; the patient's left is at the left. Nothing is resampled."""
-    import numpy as np
-
+def read(path: Path, key: str | None = None) -> Labels:
+    """The label image in a file. Raises `ValueError` for what is none, `OSError` for what cannot be read."""
     try:
-        nibabel: Any = importlib.import_module("nibabel")
+        found = _as_it_lies(path, key)
+    except FileNotFoundError:
+        raise FileNotFoundError("no such file") from None
     except ModuleNotFoundError as error:
-        if error.name != "nibabel":
+        if error.name not in _EXTRAS:
             raise
-        raise ImportError('NIfTI files need nibabel, which is not installed: pip install "rwkernels[plot]"') from error
-    image = nibabel.load(path)
-    array = np.asanyarray(image.dataobj)
-    while array.ndim > 3 and array.shape[-1] == 1:
-        array = array[..., 0]
-    if array.ndim == 2:
-        array = array[..., np.newaxis]
-    if array.ndim != 3:
-        raise ValueError(f"expected an image or a volume, got an array of shape {list(array.shape)}")
-    # For every axis of the file, the axis of the patient (to the right, the front, the head), and 1 or -1 along it.
-    turns = nibabel.io_orientation(image.affine).tolist()
-    if any(to != to for to, _ in turns):
-        raise ValueError("expected an affine with three directions")
-    # Down go the head to the feet and the front to the back.
-    axes = tuple((2 - int(to), (sign == 1) == (to > 0)) for to, sign in turns)
-    shown = array.transpose([[place for place, _ in axes].index(axis) for axis in range(3)])
-    shown = np.flip(shown, tuple(place for place, reversed_there in axes if reversed_there))
-    steps = [float(step) for step in image.header.get_zooms()[:3]] + [1.0]
-    spacing = [0.0] * 3
-    for (place, _), step in zip(axes, steps, strict=False):
-        spacing[place] = step
-    unit = "mm" if image.header.get_xyzt_units()[0] in ("mm", "unknown") else None
-    return Labels(shown, tuple(spacing), unit, axes, [place for place, _ in axes].index(0))
-
-
-def _as_it_is(array: npt.NDArray[Any]) -> Labels:
-    return Labels(array, None, None, tuple((axis, False) for axis in range(array.ndim)), 0)
-
-
-def _without_axes_of_one(found: Labels) -> Labels:
-    """An image is an image in a file of volumes too."""
-    while found.array.ndim > 2:
-        # Of more than three only the first ones, a batch and a channel: in the middle they lie between other images.
-        shape = found.array.shape[:1] if found.array.ndim > 3 else found.array.shape
-        if 1 not in shape:
-            break
-        gone = shape.index(1)
-        spacing = found.spacing and tuple(step for axis, step in enumerate(found.spacing) if axis != gone)
+        hint = f'pip install "rwkernels[{_EXTRAS[error.name]}]"'
+        raise ImportError(f"{path.name} needs {error.name}, which is not installed: {hint}") from error
+    except (ValueError, OSError):
+        raise
+    except Exception as error:  # whatever a reader raises of a file that is no label map
+        raise ValueError(f"{type(error).__name__}: {error}") from error
+    while found.array.ndim > 2 and 1 in found.array.shape:  # an image is an image in a file of volumes too
+        gone = found.array.shape.index(1)
+        spacing = tuple(step for axis, step in enumerate(found.spacing) if axis != gone)
         axes = tuple((place - (place > gone), turned) for place, turned in found.axes if place != gone)
         found = Labels(found.array.squeeze(gone), spacing, found.unit, axes, 0)
     return found
 
 
-def _numpy(path: Path) -> Labels:
-    import numpy as np
+def _as_it_lies(path: Path, key: str | None) -> Labels:
+    """A scan is turned so that superior and anterior are up and the patient's left is left. Nothing is resampled."""
+    from rwkernels.precompute.formats import ReadOptions, open_labels
 
-    try:
-        found: Any = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError):  # NumPy's own text advises to trust the file
-        raise ValueError("expected an array of numbers as NumPy saves it") from None
-    if not isinstance(found, np.ndarray):
-        names = found.files
-        if len(names) != 1:
-            raise ValueError(f"expected a file with one array, got {len(names)}: {', '.join(names)}")
-        found = found[names[0]]
-    return _as_it_is(found)
+    opened = open_labels(path, ReadOptions(key=key))
+    array, steps = opened.load(), opened.spacing or ()
+    if array.ndim not in (2, 3):
+        raise ValueError(f"expected an image or a volume, got an array of shape {list(array.shape)}")
+    if opened.affine is None:
+        return Labels(array, steps, opened.unit, tuple((axis, False) for axis in range(array.ndim)), 0)
+    from nibabel.orientations import io_orientation
 
-
-def _picture(path: Path) -> Labels:
-    import numpy as np
-    from PIL import Image
-
-    with Image.open(path) as image:
-        if image.mode not in ("1", "L", "P", "I", "I;16", "I;16B", "F"):
-            raise ValueError(f"expected one number a pixel (a grey or palette image), got mode {image.mode}")
-        pages = []
-        for page in range(getattr(image, "n_frames", 1)):  # a TIFF can hold a volume
-            image.seek(page)
-            pages.append(np.array(image))
-    if len({page.shape for page in pages}) > 1:
-        raise ValueError(f"expected pages of one size, got {len({page.shape for page in pages})} sizes")
-    return _as_it_is(np.stack(pages))
-
-
-_READERS: dict[str, Callable[[Path], Labels]] = {
-    ".nii": _nifti,
-    ".nii.gz": _nifti,
-    ".npy": _numpy,
-    ".npz": _numpy,
-    ".png": _picture,
-    ".tif": _picture,
-    ".tiff": _picture,
-    ".bmp": _picture,
-}
-
-
-def read(path: Path) -> Labels:
-    """The label image in a file. Raises `ValueError` for what is none, `OSError` for what cannot be read."""
-    ending = next((ending for ending in _READERS if path.name.lower().endswith(ending)), None)
-    if ending is None:
-        raise ValueError(f"expected a name that ends in {', '.join(_READERS)}")
-    if not path.is_file():
-        raise FileNotFoundError("no such file")
-    found = _without_axes_of_one(_READERS[ending](path))
-    if found.array.ndim not in (2, 3) or found.array.size == 0:
-        raise ValueError(f"expected an image or a volume, got an array of shape {list(found.array.shape)}")
-    return found
+    # For every axis of the file, the axis of the patient (to the right, the front, the head), and 1 or -1 along it.
+    turns = io_orientation(opened.affine).tolist()
+    if any(to != to for to, _ in turns):
+        raise ValueError("expected an affine with three directions")
+    # Down go the head to the feet and the front to the back.
+    axes = tuple((2 - int(to), (sign == 1) == (to > 0)) for to, sign in turns)
+    order = _order(axes)
+    shown = array.reshape(*array.shape, *[1] * (3 - array.ndim)).transpose(order)
+    shown = shown[tuple(slice(None, None, -1 if turned else 1) for _, turned in (axes[axis] for axis in order))]
+    return Labels(shown, tuple((*steps, 1.0)[axis] for axis in order), opened.unit, axes, order[0])
 
 
 def values_and_codes(array: npt.NDArray[Any]) -> tuple[list[int], npt.NDArray[np.int64]]:
@@ -185,14 +126,14 @@ def draw(arguments: argparse.Namespace) -> Figure:
 
     from rwkernels import plots
 
-    found = read(arguments.labels)
+    found = read(arguments.labels, arguments.key)
     values, codes = values_and_codes(found.array)
     spacing, unit = found.spacing, found.unit
     if arguments.spacing is not None:
         steps = arguments.spacing * codes.ndim if len(arguments.spacing) == 1 else arguments.spacing
         if len(steps) != codes.ndim:
             raise ValueError(f"--spacing: expected 1 or {codes.ndim} numbers, got {len(steps)}")
-        spacing, unit = tuple(steps[axis] for axis in _order(found)), None
+        spacing, unit = tuple(steps[axis] for axis in _order(found.axes)), None
     classes = None
     if arguments.classes is not None:
         missing = sorted(set(arguments.classes) - set(values))
@@ -204,7 +145,7 @@ def draw(arguments: argparse.Namespace) -> Figure:
         axis, index = plane
         assert index is not None
         codes = np.take(codes, [index], axis=axis).squeeze(axis)
-        spacing = None if spacing is None else tuple(step for a, step in enumerate(spacing) if a != axis)
+        spacing = tuple(step for a, step in enumerate(spacing) if a != axis)
         plane = None
     return plots.maps(
         codes,
@@ -218,9 +159,9 @@ def draw(arguments: argparse.Namespace) -> Figure:
     )
 
 
-def _order(found: Labels) -> list[int]:
+def _order(axes: Sequence[tuple[int, bool]]) -> list[int]:
     """For every axis of the array, its axis in the file."""
-    where = [place for place, _ in found.axes]
+    where = [place for place, _ in axes]
     return [where.index(axis) for axis in range(len(where))]
 
 
@@ -302,10 +243,8 @@ def run(arguments: argparse.Namespace) -> int:
             print(f"wrote {plots.save(figure, arguments.save, dpi=arguments.dpi)}")
     except ImportError as error:
         return _problem(str(error))
-    except Exception as error:
-        if isinstance(error, (ValueError, TypeError, OSError)) or type(error).__module__.startswith("nibabel"):
-            return _problem(f"{arguments.labels}: {error}")
-        raise
+    except (ValueError, TypeError, OSError) as error:
+        return _problem(f"{arguments.labels}: {error}")
     return 0
 
 

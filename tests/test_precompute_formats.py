@@ -96,6 +96,37 @@ def test_arrays_of_numpy_are_read_in_both_orders_and_by_name(tmp_path):
         read(tmp_path / "b.npz", ReadOptions(key="third"))
 
 
+def test_a_batch_and_a_channel_of_one_are_no_axes_of_an_array_and_more_is_refused(tmp_path):
+    np.save(tmp_path / "one.npy", LABELS[None, None])
+    assert open_labels(tmp_path / "one.npy", OPTIONS).shape == LABELS.shape
+    assert (read(tmp_path / "one.npy") == LABELS).all()
+    np.save(tmp_path / "two.npy", np.stack([LABELS, LABELS]))
+    with pytest.raises(ValueError, match=r"expected one channel and 1 to 3 axes of pixels, got shape \[2, 13, 10, 7\]"):
+        read(tmp_path / "two.npy")
+
+
+def test_the_unit_of_the_spacing_is_known_of_scans_and_pictures(tmp_path):
+    for unit, found in (("mm", "mm"), ("unknown", "mm"), ("micron", None)):
+        image = nibabel.Nifti1Image(LABELS, np.eye(4))
+        image.header.set_xyzt_units(unit)
+        nibabel.save(image, tmp_path / "a.nii")
+        assert open_labels(tmp_path / "a.nii", OPTIONS).unit == found
+    Image.fromarray(LABELS[0]).save(tmp_path / "a.png")
+    Image.fromarray(LABELS[0]).save(tmp_path / "b.png", dpi=(254, 254))
+    sitk.WriteImage(sitk.GetImageFromArray(LABELS), str(tmp_path / "a.mha"))
+    for name, found in (("a.png", "pixels"), ("b.png", "mm"), ("a.mha", "mm")):
+        assert open_labels(tmp_path / name, OPTIONS).unit == found
+        assert open_labels(tmp_path / name, ReadOptions(spacing=(2.0,))).unit is None
+
+
+def test_pages_of_several_sizes_are_no_label_map(tmp_path):
+    with tifffile.TiffWriter(tmp_path / "sizes.tif") as file:
+        for page in (LABELS[0], LABELS[0].T):
+            file.write(page)
+    with pytest.raises(ValueError, match="labels: expected pages of one size, got 2 sizes"):
+        read(tmp_path / "sizes.tif")
+
+
 @pytest.mark.parametrize("compression", [None, "zlib", "lzw", "zstd"])
 def test_tiff_stacks_are_read_whatever_packs_them(tmp_path, compression):
     if compression:

@@ -81,6 +81,54 @@ def test_a_volume_whose_axes_are_permuted_and_turned_is_shown_alike_and_cut_alon
         assert options["spacing"] == (5.0, 3.0, 7.0)
 
 
+@pytest.mark.parametrize("suffix", [".nrrd", ".mha"])
+def test_a_scan_of_itk_is_shown_as_the_nifti_file_that_lies_alike(tmp_path, drawn, suffix):
+    sitk = pytest.importorskip("SimpleITK", reason="SimpleITK (the extra `precompute`) is missing")
+    labels = volume()
+    stored = labels.transpose(1, 0, 2)[:, ::-1]  # SimpleITK's (z, y, x) are here the front, the head, the left
+    image = sitk.GetImageFromArray(stored)
+    image.SetSpacing((0.5, 4.0, 2.0))
+    image.SetDirection((1, 0, 0, 0, 0, -1, 0, 1, 0))  # by columns: x to the left, y up, z to the front
+    sitk.WriteImage(image, str(tmp_path / f"a{suffix}"))
+    sitk.WriteImage(image, str(tmp_path / "a.nii.gz"))
+    found = []
+    for name, *options in (
+        (f"a{suffix}",),
+        ("a.nii.gz",),
+        (f"a{suffix}", "--axis", 2, "--slice", 7, "--spacing", 3, 5, 7),
+    ):
+        assert run(tmp_path / name, *options, "--save", tmp_path / "o.png", "--dpi", 30) == 0
+        found.append(drawn.pop())
+    upright = np.searchsorted([0, 1, 7], labels)[:, ::-1, ::-1]  # rows and slices as they go down, columns to the right
+    for (given, _), _ in found:
+        assert np.array_equal(given, upright)
+    assert [options["unit"] for _, options in found] == ["mm", "mm", None]
+    assert [options["plane"] for _, options in found] == [(0, 4), (0, 4), (1, 20 - 1 - 7)]
+    for _, options in found[:2]:
+        assert options["spacing"] == pytest.approx((4.0, 2.0, 0.5))
+    assert found[2][1]["spacing"] == (5.0, 7.0, 3.0)
+
+
+def test_the_array_of_a_file_that_holds_several_is_named_and_its_spacing_taken(tmp_path, drawn, capsys):
+    zarr = pytest.importorskip("zarr", reason="zarr (the extra `precompute`) is missing")
+    group = zarr.create_group(str(tmp_path / "a.zarr"))
+    for name in ("first", "second"):
+        group.create_array(name, shape=volume().shape, dtype="int16", attributes={"spacing": [4, 2, 0.5]})
+    group["second"][...] = volume()
+    out = tmp_path / "o.png"
+    assert run(tmp_path / "a.zarr", "--save", out) == 2
+    assert "key: expected --key, as the file holds first, second" in capsys.readouterr().err
+    assert run(tmp_path / "a.zarr", "--key", "second", "--save", out, "--dpi", 30) == 0
+    (given, _), options = drawn.pop()
+    assert np.array_equal(given, np.searchsorted([0, 1, 7], volume()))
+    assert (options["spacing"], options["plane"], options["unit"]) == ((4.0, 2.0, 0.5), (0, 4), None)
+    np.savez(tmp_path / "batch.npz", data=np.zeros((1, 1, 3)), seg=volume()[None])
+    assert run(tmp_path / "batch.npz", "--save", out, "--dpi", 30) == 0
+    (again, _), options = drawn.pop()
+    assert np.array_equal(again, given)
+    assert (options["spacing"], options["unit"]) == ((1.0, 1.0, 1.0), "pixels")
+
+
 def test_an_image_in_a_file_of_volumes_and_a_volume_in_a_file_of_images_are_read(tmp_path, drawn):
     from PIL import Image
 
@@ -169,7 +217,7 @@ def test_what_cannot_be_shown_is_said_and_nothing_is_written(tmp_path, capsys):
         (["sizes.tif"], "expected pages of one size, got 2 sizes"),
         (["a.npy", "--dpi", "0"], "dpi: expected a number > 0, got 0.0"),
         (["row.npy"], "expected an image or a volume"),
-        (["rgb.png"], "got mode RGB"),
+        (["rgb.png"], "expected one channel, got RGB with 3"),
         (["broken.nii.gz"], "broken.nii.gz: "),
         (["a.npy", "--slice", "6"], "--slice: expected a number in [0, 6), got 6"),
         (["a.npy", "--classes", "3"], "--classes: expected labels of the file (0, 1, 7), got 3"),
@@ -224,8 +272,24 @@ def test_with_a_window_the_figure_is_put_into_it_and_shown(tmp_path, monkeypatch
     assert [axes.get_title() for axes in shown[0][0].axes[:2]] == ["(a) Labels", "(b) RW-AC"]
 
 
-def test_a_missing_reader_is_named_with_its_extra(tmp_path, monkeypatch, capsys):
-    NIBABEL.save(NIBABEL.Nifti1Image(volume(), np.eye(4)), tmp_path / "a.nii")
-    monkeypatch.setitem(sys.modules, "nibabel", None)
-    assert run(tmp_path / "a.nii", "--save", tmp_path / "o.svg") == 2
-    assert 'pip install "rwkernels[plot]"' in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("name", "package", "extra"),
+    [("a.nii", "nibabel", "plot"), ("a.nrrd", "SimpleITK", "precompute"), ("a.tif", "tifffile", "precompute")],
+)
+def test_a_missing_reader_is_named_with_its_extra(tmp_path, monkeypatch, capsys, name, package, extra):
+    (tmp_path / name).write_bytes(b"")
+    monkeypatch.setitem(sys.modules, package, None)
+    assert run(tmp_path / name, "--save", tmp_path / "o.svg") == 2
+    assert (
+        f'{name} needs {package}, which is not installed: pip install "rwkernels[{extra}]"' in capsys.readouterr().err
+    )
+
+
+def test_damaged_files_are_said_to_be_and_end_no_command(tmp_path, capsys):
+    np.savez_compressed(tmp_path / "a.npz", volume())
+    NIBABEL.save(NIBABEL.Nifti1Image(volume(), np.eye(4)), tmp_path / "a.nii.gz")
+    for name, told in (("a.npz", "BadZipFile: "), ("a.nii.gz", "EOFError: ")):
+        whole = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(whole[: len(whole) - 30])
+        assert run(tmp_path / name, "--save", tmp_path / "o.svg") == 2
+        assert f"{name}: {told}" in capsys.readouterr().err

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,10 @@ class ReadOptions:
 
 @dataclass(frozen=True)
 class Opened:
-    """What the header of a file says; `load` reads the values. `affine` leads from array indices to world mm (RAS+)."""
+    """What the header of a file says; `load` reads the values. `affine` leads from array indices to world mm (RAS+).
+
+    `unit` is that of `spacing` as far as it is known, "pixels" where the file has no spacing.
+    """
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
@@ -41,6 +44,7 @@ class Opened:
     load: Callable[[], npt.NDArray[Any]]
     affine: Affine | None = None
     axes: str | None = None
+    unit: str | None = None
 
 
 def suffix_of(path: Path) -> str | None:
@@ -76,11 +80,23 @@ def open_labels(path: Path, options: ReadOptions) -> Opened:
         opened = plain.READERS[PLAIN[suffix]](path, options)
     else:
         raise ValueError(f"no label map: expected a name that ends in {', '.join(SUFFIXES)}")
+    opened = opened if opened.axes else _without_leading(opened)
     if not 1 <= len(opened.shape) <= 3 or 0 in opened.shape:
         raise ValueError(f"labels: expected one channel and 1 to 3 axes of pixels, got shape {list(opened.shape)}")
     spacing = options.spacing or opened.spacing or (1.0,)
     steps = checks.spacing(spacing if len(spacing) > 1 else spacing[0], len(opened.shape))
-    return Opened(opened.shape, opened.dtype, tuple(steps), opened.load, opened.affine, opened.axes)
+    unit = None if options.spacing else opened.unit if opened.spacing else "pixels"
+    return replace(opened, spacing=tuple(steps), unit=unit)
+
+
+def _without_leading(opened: Opened) -> Opened:
+    """An array without the axes of 1, a batch and a channel, that come before the last three."""
+    shape = opened.shape[-3:]
+    if math.prod(opened.shape[:-3]) != 1:
+        return opened
+    return replace(
+        opened, shape=shape, spacing=opened.spacing and opened.spacing[-3:], load=lambda: opened.load().reshape(shape)
+    )
 
 
 def admit(shape: tuple[int, ...], dtype: np.dtype[Any], options: ReadOptions) -> None:

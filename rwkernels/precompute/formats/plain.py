@@ -32,14 +32,17 @@ def npy(path: Path, options: ReadOptions) -> Opened:
 
 
 def _npy(file: Any, options: ReadOptions) -> Opened:
-    version = np.lib.format.read_magic(file)
     readers: dict[tuple[int, int], Callable[..., Any]] = {
         (1, 0): np.lib.format.read_array_header_1_0,
         (2, 0): np.lib.format.read_array_header_2_0,
     }
-    if version not in readers:
-        raise ValueError(f"npy: expected version 1.0 or 2.0, got {version}")
-    shape, fortran, dtype = readers[version](file)
+    try:
+        version = np.lib.format.read_magic(file)
+        shape, fortran, dtype = readers[version](file)
+    except KeyError:
+        raise ValueError(f"npy: expected version 1.0 or 2.0, got {version}") from None
+    except ValueError:  # NumPy's own text advises to trust the file
+        raise ValueError("npy: expected an array of numbers as NumPy saves it") from None
     admit(shape, dtype, options)
 
     def load() -> npt.NDArray[Any]:
@@ -89,6 +92,9 @@ def tiff(path: Path, options: ReadOptions) -> Opened:
         if not file.series:
             raise ValueError("no picture in the TIFF file")
         series = file.series[0]
+        sizes = {one.shape[-2:] for one in file.series}
+    if len(sizes) > 1:
+        raise ValueError(f"labels: expected pages of one size, got {len(sizes)} sizes")
     shape = tuple(int(side) for side in series.shape)
     admit(shape, series.dtype, options)
     page = series.pages[0]
@@ -97,7 +103,8 @@ def tiff(path: Path, options: ReadOptions) -> Opened:
         try:
             import imagecodecs  # noqa: F401  (bounds what it unpacks; what tifffile falls back to does not)
         except ModuleNotFoundError:
-            raise ValueError(f"{page.compression!r}: a compressed TIFF file needs the package imagecodecs") from None
+            hint = 'pip install "rwkernels[precompute]"'
+            raise ValueError(f"{page.compression!r}: a compressed TIFF file needs imagecodecs: {hint}") from None
     if page.samplesperpixel != 1:
         raise ValueError(f"labels: expected one channel, got {page.samplesperpixel}")
     for one in series.pages:
@@ -179,7 +186,7 @@ def png(path: Path, options: ReadOptions) -> Opened:
     admit(shape, dtype, options)
     dots = picture.info.get("dpi", (0, 0))
     spacing = (25.4 / dots[1], 25.4 / dots[0]) if min(dots) > 0 else None
-    return Opened(shape, dtype, spacing, lambda: np.asarray(picture))
+    return Opened(shape, dtype, spacing, lambda: np.asarray(picture), unit="mm")
 
 
 def zarr(path: Path, options: ReadOptions) -> Opened:

@@ -68,6 +68,7 @@ def nifti(path: Path, options: ReadOptions) -> Opened:
         load,
         _with_axes(affine, order),
         options.axes,
+        "mm" if int(header["xyzt_units"]) % 8 in (0, 2) else None,  # unknown is taken for mm
     )
 
 
@@ -113,6 +114,7 @@ def simple_itk(path: Path, options: ReadOptions) -> Opened:
         load,
         None if affine is None else _with_axes(affine, order),
         options.axes,
+        "mm",
     )
 
 
