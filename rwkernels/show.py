@@ -64,7 +64,7 @@ class Labels(NamedTuple):
 def read(path: Path, key: str | None = None) -> Labels:
     """The label image in a file. Raises `ValueError` for what is none, `OSError` for what cannot be read."""
     try:
-        found = _as_it_lies(path, key)
+        found = _upright(path, key)
     except FileNotFoundError:
         raise FileNotFoundError("no such file") from None
     except ModuleNotFoundError as error:
@@ -84,7 +84,7 @@ def read(path: Path, key: str | None = None) -> Labels:
     return found
 
 
-def _as_it_lies(path: Path, key: str | None) -> Labels:
+def _upright(path: Path, key: str | None) -> Labels:
     """A scan is turned so that superior and anterior are up and the patient's left is left. Nothing is resampled."""
     from rwkernels.precompute.formats import ReadOptions, open_labels
 
