@@ -20,7 +20,9 @@ import queue
 import statistics
 import subprocess
 import sys
+import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -77,10 +79,12 @@ def service(threads: int) -> Iterator[tuple[str, int]]:
             port = json.loads(line)["port"]
         except (ValueError, KeyError):
             raise SystemExit(f"the service did not start: {line}{process.stderr.read()}") from None
+        log = threading.Thread(target=deque, args=(process.stderr, 0), daemon=True)  # read, so that no pipe fills up
+        log.start()
         yield f"grpc://127.0.0.1:{port}", process.pid
     finally:
         process.terminate()
-        process.communicate()
+        process.wait()
 
 
 def check(url: str, batch: Tensor) -> None:

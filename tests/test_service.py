@@ -252,3 +252,11 @@ def test_answers_raise_no_warning(url):
         warnings.simplefilter("error")
         for bits in (None, 8, 16):
             RemoteMapBuilder(url, 3, bits=bits).of_batch({}, some_labels(2, 13, 22))
+
+
+def test_a_log_that_nobody_reads_stops_nobody(url):
+    """The fixture reads its pipe, of 64 KiB, at the end alone; every call logs a line of more than 200 bytes."""
+    builder = RemoteMapBuilder(url, 3, timeout=10)
+    labels = some_labels(1, 3, 3)
+    for _ in range(400):
+        builder.of_batch({}, labels)

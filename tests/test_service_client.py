@@ -142,6 +142,24 @@ def test_a_forked_process_opens_its_own_connection_although_its_parent_has_one()
         assert torch.equal(next(iter(loader))[2].foreground, rw.rectified_map(labels, 3).foreground)
 
 
+def test_errors_that_are_kept_are_no_streams_in_use_for_a_fork(served_here):
+    builder, labels = RemoteMapBuilder(served_here.url, 3), some_labels(2, 13, 22)
+    with pytest.raises(ValueError, match="labels") as of_one:
+        builder.of_batch({}, labels + 1)
+    with pytest.raises(ValueError, match="labels") as of_many:
+        list(builder.maps_of([labels, labels + 1]))
+    with pytest.raises((TimeoutError, ConnectionError)) as of_none, socket.create_server(("127.0.0.1", 0)) as silent:
+        RemoteMapBuilder(f"grpc://127.0.0.1:{silent.getsockname()[1]}", 3, retries=0, timeout=0.2).of_batch({}, labels)
+    fork = multiprocessing.get_context("fork")
+    found = fork.Queue()
+    child = fork.Process(target=used_before_fork, args=(builder, labels, found))
+    child.start()
+    assert found.get(timeout=20) == rw.rectified_map(labels, 3).foreground.sum().item()
+    child.join(20)
+    assert child.exitcode == 0
+    assert None not in (of_one.tb, of_many.tb, of_none.tb)  # still there
+
+
 def told_in_a_child(ask, found):
     try:
         ask()

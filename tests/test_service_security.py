@@ -1,6 +1,9 @@
 """Tokens and certificates: who is let in, what is refused, and what is never shown."""
 
+import json
 import logging
+import os
+import threading
 
 import pytest
 import torch
@@ -170,3 +173,31 @@ def test_a_log_line_is_one_json_object_whatever_is_in_it():
     record.fields = {"peer": "ipv4:1.2.3.4\n{}", "shape": torch.Size([1, 2])}
     line = logs.JsonFormatter().format(record)
     assert "\n" not in line
+
+
+def test_lines_that_cannot_be_written_are_dropped_and_counted():
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    with os.fdopen(read, "rb") as reader, os.fdopen(write, "w") as stream:
+        with pytest.raises(BlockingIOError):  # noqa: PT012
+            while True:
+                os.write(write, b"\n" * 512)
+        os.set_blocking(write, True)
+        writer = logs.Writer(stream, longest=5)
+        logs.logger().addHandler(writer)
+        records = [logging.LogRecord("x", logging.INFO, "", 0, str(number), (), None) for number in range(100)]
+        logging_all = threading.Thread(target=lambda: [writer.handle(record) for record in records], daemon=True)
+        logging_all.start()
+        logging_all.join(10)
+        assert not logging_all.is_alive()
+        events = []
+        while not events or "lines" not in events[-1]:
+            line = reader.readline()
+            events += [json.loads(line)] if line != b"\n" else []
+        logs.logger().removeHandler(writer)
+        writer.close()
+    *written, lost = events
+    assert [event["event"] for event in written] == [str(number) for number in range(len(written))]
+    assert 5 <= len(written) <= 6
+    assert (lost["event"], lost["level"]) == ("lines of the log were lost", "warning")
+    assert lost["lines"] == 100 - len(written)

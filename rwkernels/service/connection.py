@@ -199,28 +199,47 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=_before_fork, after_in_child=_in_child)
 
 
+@dataclass(eq=False)
+class _Ends:
+    """Both ends of a stream, as pyarrow has them."""
+
+    writer: Any
+    reader: Any
+
+
 class Exchange:
-    """One stream: requests go out, answers come back in the same order."""
+    """One stream: requests go out, answers come back in the same order.
+
+    It lets go of pyarrow's objects once it is over, or else an exchange that is kept (in the traceback of an error,
+    say) would keep gRPC at work, and this process from forking.
+    """
 
     def __init__(self, url: str, writer: Any, reader: Any, ended: Callable[[], None]) -> None:
-        self._url, self._writer, self._reader = url, writer, reader
-        self._end = weakref.finalize(self, ended)
+        self._url = url
+        self._ends: _Ends | None = _Ends(writer, reader)
+        weakref.finalize(self._ends, ended)  # when no thread uses them any more
+
+    def _open(self) -> _Ends:
+        """The ends. Not for a local variable, which a traceback would keep."""
+        if self._ends is None:
+            raise UnavailableError(f"{self._url}: the stream has ended")
+        return self._ends
 
     def send(self, message: bytes) -> None:
         """Sends one request."""
         with translated(self._url):
-            self._writer.write_metadata(message)
+            self._open().writer.write_metadata(message)
 
     def no_more(self) -> None:
         """Says that no request follows."""
         with translated(self._url):
-            self._writer.done_writing()
+            self._open().writer.done_writing()
 
     def receive(self) -> memoryview:
         """The next answer."""
         with translated(self._url):
             try:
-                chunk = self._reader.read_chunk()
+                chunk = self._open().reader.read_chunk()
             except StopIteration:
                 raise UnavailableError(f"{self._url}: the service ended the stream without an answer") from None
         if chunk.data is not None or chunk.app_metadata is None:
@@ -231,17 +250,21 @@ class Exchange:
         """Waits for the end of the stream, after its last answer."""
         with translated(self._url):
             try:
-                self._reader.read_chunk()
+                self._open().reader.read_chunk()
             except StopIteration:
-                self._writer.close()
+                self._open().writer.close()
+                self._ends = None
                 return
         raise ConnectionError(f"{self._url}: expected the end of the stream, got one answer more")
 
     def cancel(self) -> None:
         """Ends the stream at once; whoever waits for it gets an error."""
-        self._reader.cancel()
+        ends, self._ends = self._ends, None
+        if ends is None:
+            return
+        ends.reader.cancel()
         with suppress(Exception):  # else Arrow prints that it could not
-            self._writer.close()
+            ends.writer.close()
 
 
 @contextmanager
