@@ -2,7 +2,6 @@
 
 import contextlib
 import multiprocessing
-import os
 import socket
 import time
 import warnings
@@ -19,11 +18,6 @@ from torch.utils.data import DataLoader
 import rwkernels as rw
 from rwkernels.data import AddMap
 from rwkernels.service import RemoteMapBuilder, UnavailableError
-
-# gRPC is not made for it: now and then the child hangs, although nothing is in use when it is forked.
-after_use = pytest.mark.skipif(
-    not os.environ.get("RWKERNELS_LONG_TESTS"), reason="a child forked after gRPC was used hangs now and then"
-)
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +121,6 @@ def used_before_fork(builder, labels, found):
     found.put(builder.of_batch({}, labels).foreground.sum().item())
 
 
-@after_use
 def test_a_forked_process_opens_its_own_connection_although_its_parent_has_one():
     labels = some_labels(2, 13, 22)
     with served() as server:
@@ -149,7 +142,6 @@ def test_a_forked_process_opens_its_own_connection_although_its_parent_has_one()
         assert torch.equal(next(iter(loader))[2].foreground, rw.rectified_map(labels, 3).foreground)
 
 
-@after_use
 def test_errors_that_are_kept_are_no_streams_in_use_for_a_fork(served_here):
     builder, labels = RemoteMapBuilder(served_here.url, 3), some_labels(2, 13, 22)
     with pytest.raises(ValueError, match="labels") as of_one:
@@ -175,7 +167,6 @@ def told_in_a_child(ask, found):
         found.put((type(error), str(error)))
 
 
-@after_use
 def test_a_process_forked_in_the_middle_of_a_stream_is_told_instead_of_hanging():
     labels = some_labels(2, 13, 22)
     fork = multiprocessing.get_context("fork")

@@ -237,7 +237,7 @@ def client(url, seconds, seed, found):
 def test_eight_clients_get_right_answers_all_the_time():
     """For 60 seconds if RWKERNELS_LONG_TESTS is set, for 2 else."""
     seconds, clients = (60.0, 8) if LONG else (2.0, 8)
-    spawn = multiprocessing.get_context("spawn")
+    spawn = multiprocessing.get_context("fork")
     with served() as server:
         found = spawn.Queue()
         processes = [spawn.Process(target=client, args=(server.url, seconds, seed, found)) for seed in range(clients)]

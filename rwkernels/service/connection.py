@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
+import sys
 import threading
 import time
 import weakref
@@ -112,16 +114,30 @@ class Target:
 
 _connections: weakref.WeakSet[Connection] = weakref.WeakSet()
 _inherited: list[Any] = []
-"""Clients of a parent process. They are not this one's to close, nor for the garbage collector."""
-_GRPC_ENDS = 0.5
+"""Clients of a parent process, not this one's to close, nor for the garbage collector; None for what has no name."""
+_GRPC_ENDS = 5.0
+"""Seconds that its threads get to end before this process forks; they take hundredths, unless one is connecting."""
+_GRPC_THREADS = ("event_engine", "grpc_", "lifeguard", "default-exec", "resolver-exec")
+_opened = False  # a client of gRPC, in this process
+_at_work = False  # gRPC, when this process was forked
+
+
+def _grpc_is_at_work() -> bool:
+    """Whether threads of gRPC run in this process; nothing in it says so. Only Linux tells."""
+    with suppress(OSError):
+        for task in Path("/proc/self/task").iterdir():
+            with suppress(OSError):  # it has ended meanwhile
+                if (task / "comm").read_text().startswith(_GRPC_THREADS):
+                    return True
+    return False
 
 
 class Connection:
     """The connection of this process to a service. Safe for several threads; not pickled.
 
     gRPC does not survive `fork()` while it is in use. Connections at rest are therefore closed before this process
-    forks, and opened again by whoever needs them; in a child that was forked in the middle of a stream, they refuse to
-    work instead of hanging.
+    forks, and opened again by whoever needs them. In a child that was forked while gRPC was at work all the same, in
+    the middle of a stream or of an attempt to connect, they refuse to work instead of hanging; only Linux tells.
     """
 
     def __init__(self, target: Target) -> None:
@@ -134,6 +150,7 @@ class Connection:
 
     def exchange(self, timeout: float | None) -> Exchange:
         """Opens a stream that has to be over in `timeout` seconds."""
+        global _opened
         if _inherited:
             raise ConnectionError(
                 f"{self._target.url}: this process was forked while its parent was asking a service, and gRPC does not "
@@ -143,6 +160,7 @@ class Connection:
 
         with self._lock:
             if self._client is None:
+                _opened = True
                 self._headers = self._target.headers()
                 self._client = self._target.open()
             client, headers = self._client, self._headers
@@ -175,6 +193,11 @@ class Connection:
         self.close()
         return True
 
+    @property
+    def in_use(self) -> bool:
+        """Whether a stream is open."""
+        return self._streams > 0
+
     def inherit(self) -> None:
         """In a forked process: forgets the parent's client."""
         self._lock = threading.RLock()
@@ -185,12 +208,36 @@ class Connection:
 
 
 def _before_fork() -> None:
+    global _at_work
     rested = [connection.rest() for connection in list(_connections)]
-    if any(rested):
-        time.sleep(_GRPC_ENDS)  # it ends in a thread that cannot be waited for
+    if not sys.platform.startswith("linux"):
+        time.sleep(_GRPC_ENDS / 10 if any(rested) else 0.0)
+    elif _opened:
+        _at_work = not _grpc_ends()
+
+
+def _grpc_ends() -> bool:
+    """Waits until gRPC is at rest, unless a stream is in use; whether it is."""
+    start = time.monotonic()
+    collected = False
+    while _grpc_is_at_work():
+        waited = time.monotonic() - start
+        if waited > 0.05 and not collected:
+            collected = True
+            gc.collect()  # a stream that is over may be part of a cycle, in the traceback of an error say
+            for connection in list(_connections):
+                connection.rest()
+        elif collected and (waited > _GRPC_ENDS or any(connection.in_use for connection in list(_connections))):
+            return False
+        time.sleep(0.005)
+    return True
 
 
 def _in_child() -> None:
+    global _opened, _at_work
+    if _at_work:
+        _inherited.append(None)
+    _opened = _at_work = False
     for connection in list(_connections):
         connection.inherit()
 
