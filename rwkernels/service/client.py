@@ -22,8 +22,8 @@ from rwkernels.data.batches import Key
 from rwkernels.data.building import Map, MapBuilder
 from rwkernels.maps import MEASURED
 from rwkernels.service import messages
-from rwkernels.service.connection import Connection, Exchange, Target, UnavailableError, Watch, require
-from rwkernels.service.messages import Answer, MalformedError, Request
+from rwkernels.service.connection import ClosingError, Connection, Exchange, Target, UnavailableError, Watch, require
+from rwkernels.service.messages import CLOSING, Answer, MalformedError, Request
 from rwkernels.service.pipeline import Asked, Pipeline
 from rwkernels.service.security import Secret, checked_token
 
@@ -269,6 +269,8 @@ class RemoteMapBuilder(MapBuilder):
             raise ConnectionError(f"{self._target.url}: an answer that cannot be read ({error})") from None
         if answer.error is not None:
             kind, text = answer.error
+            if kind == CLOSING:
+                raise ClosingError(f"{self._target.url}: {text}")
             if kind == "Unavailable":
                 raise UnavailableError(f"{self._target.url}: {text}")
             raise _ERRORS[kind](text if kind != "RuntimeError" else f"{self._target.url}: {text}")
@@ -322,7 +324,11 @@ class RemoteMapBuilder(MapBuilder):
             with watch:
                 message = pipeline.receive()
             if message is not None:
-                return self._checked(asked.request, message)
+                try:
+                    return self._checked(asked.request, message)
+                except ClosingError:
+                    pipeline.leave()
+                    raise
         return self._answered(asked.request, asked.message)
 
 

@@ -28,6 +28,10 @@ class UnavailableError(ConnectionError):
     """The service cannot be reached, or asks to come again later."""
 
 
+class ClosingError(UnavailableError):
+    """The service takes no further requests on a stream."""
+
+
 def require() -> None:
     """Finds out at once whether pyarrow is there."""
     with needs("pyarrow"):

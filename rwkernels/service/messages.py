@@ -32,7 +32,9 @@ _ANSWERS = {
     "boundary": ("float16", "float32"),
 }
 _OPTIONS = {"constant": ("alpha", "beta"), "boundary": ("absent", "inside_offset")}
-_ERRORS = ("TypeError", "ValueError", "RuntimeError", "Unavailable")
+CLOSING = "Closing"
+"""Kind of the error that answers no request: none that follows on this stream is taken."""
+_ERRORS = ("TypeError", "ValueError", "RuntimeError", "Unavailable", CLOSING)
 _LONGEST_TEXT = 2000
 
 
@@ -280,6 +282,15 @@ def request(header: Mapping[str, Any], payload: memoryview, limits: Limits) -> R
     return found
 
 
+def _error(header: Mapping[str, Any]) -> tuple[str, str]:
+    """Kind and text of the error in the header of an answer."""
+    _keys(header, _ERROR_KEYS)
+    error = header["error"]
+    if not isinstance(error, dict) or error.keys() != {"kind", "text"} or not isinstance(error["text"], str):
+        raise MalformedError("error: expected its kind and text")
+    return _choice(error, "kind", _ERRORS), error["text"][:_LONGEST_TEXT]
+
+
 def answer(header: Mapping[str, Any], payload: memoryview, asked: Request) -> Answer:
     """The answer to `asked` in a message.
 
@@ -287,14 +298,11 @@ def answer(header: Mapping[str, Any], payload: memoryview, asked: Request) -> An
         MalformedError: It is no answer to that.
     """
     number = identity(header)
-    if number != asked.id:
+    error = _error(header) if "error" in header else None
+    if number != asked.id and (error is None or error[0] != CLOSING):
         raise MalformedError(f"id: expected {asked.id}, got {number}")
-    if "error" in header:
-        _keys(header, _ERROR_KEYS)
-        error = header["error"]
-        if not isinstance(error, dict) or error.keys() != {"kind", "text"} or not isinstance(error["text"], str):
-            raise MalformedError("error: expected its kind and text")
-        return Answer(number, error=(_choice(error, "kind", _ERRORS), error["text"][:_LONGEST_TEXT]))
+    if error is not None:
+        return Answer(number, error=error)
     _keys(header, _ANSWER_KEYS)
     shape, background, count = (header[name] for name in ("shape", "background", "image_count"))
     if not isinstance(shape, list) or shape != list(asked.answer_shape):

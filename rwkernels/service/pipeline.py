@@ -29,7 +29,7 @@ class Pipeline:
         self._exchange = exchange
         self._slots = threading.Semaphore(window)
         self._asked: queue.SimpleQueue[Asked | Exception | None] = queue.SimpleQueue()
-        self._stopped = False
+        self._stopped = self._leaving = False
         self._sent_all = self._received_all = exchange is None
         threading.Thread(target=self._feed, args=(source,), name="rwkernels-requests", daemon=True).start()
 
@@ -59,6 +59,10 @@ class Pipeline:
         except BaseException:
             self._received_all = self._sent_all = True
             raise
+
+    def leave(self) -> None:
+        """Takes no further answers, and sends no further requests."""
+        self._received_all = self._leaving = True
 
     def cancel(self) -> None:
         """Ends the stream at once."""
@@ -92,7 +96,8 @@ class Pipeline:
         if self._sent_all or self._exchange is None:
             return
         try:
-            if message is None:
+            if message is None or self._leaving:
+                self._sent_all = True
                 self._exchange.no_more()
             else:
                 self._exchange.send(message)

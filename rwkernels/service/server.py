@@ -157,6 +157,9 @@ class MapService:
             logs.event(logging.DEBUG, "stream", stream=stream.id, peer=context.peer())
             await stream.run()
             outcome = "finished"
+        except asyncio.CancelledError:
+            outcome = "shutdown" if stream.left else outcome
+            raise
         except Ended as ended:
             outcome = ended.reason
             self.metrics.refused.labels(ended.reason).inc()

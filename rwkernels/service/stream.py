@@ -23,6 +23,10 @@ with needs("grpc", "grpcio"):
     import grpc
 
 _NOTHING = np.empty(0, np.uint8)
+_SHUTDOWN = "the service is shutting down"
+_LEAVE = Answer(0, error=(messages.CLOSING, _SHUTDOWN))
+_LEAVES = 5.0
+"""Seconds that a client gets to stop sending."""
 
 
 class Ended(Exception):
@@ -52,8 +56,10 @@ class Stream:
         limits = shared.limits
         # So that nobody who leaves answers unread takes all the room there is.
         self._share = Admission(limits.window, limits.admitted_bytes // 4)
-        self._ordered: asyncio.Queue[Job | Built | Ended | None] = asyncio.Queue(2 * limits.window)
+        self._ordered: asyncio.Queue[Job | Built | Answer | Ended | None] = asyncio.Queue(2 * limits.window)
         self._held: set[Job] = set()
+        self._pending: asyncio.Future[Any] | None = None  # what is being read
+        self._left = asyncio.Event()
         self._ends_at = time.monotonic() + limits.stream_time
         self.id = logs.new_id()
         self.messages, self.bytes, self.answered = 0, 0, 0
@@ -69,7 +75,11 @@ class Stream:
             while (item := await self._ordered.get()) is not None:
                 if isinstance(item, Ended):
                     raise item
-                await self._send(item)
+                if isinstance(item, Answer):
+                    await self._write(flight.pack(messages.packed(item.header()), b""))
+                    self._left.set()
+                else:
+                    await self._send(item)
         finally:
             reader.cancel()
             for job in self._held:
@@ -85,6 +95,8 @@ class Stream:
             await self._read_all()
         except Ended as ended:
             end = ended
+            if ended.reason == "shutdown":
+                await self._leave()
         except MalformedError as error:
             end = Ended(grpc.StatusCode.INVALID_ARGUMENT, "malformed", str(error))
         except asyncio.CancelledError:
@@ -95,13 +107,10 @@ class Stream:
         await self._ordered.put(end)
 
     async def _read_all(self) -> None:
-        pending: asyncio.Future[Any] | None = None
         asked = False
         try:
             while True:
-                pending = asyncio.ensure_future(self._context.read())
-                await self._until_read(pending)
-                message = pending.result()
+                message = await self._until_read()
                 if message is grpc.aio.EOF:
                     if not asked:
                         raise MalformedError("stream: expected a request, got none")
@@ -120,13 +129,33 @@ class Stream:
                     raise MalformedError("app_metadata: expected a request")
                 del message, data
         finally:
-            if pending is not None:
+            if self._pending is not None:
                 # What a stream that has ended still reads is of no interest, nor is that it cannot.
-                pending.add_done_callback(lambda future: future.cancelled() or future.exception())
+                self._pending.add_done_callback(lambda future: future.cancelled() or future.exception())
 
-    async def _until_read(self, pending: asyncio.Future[Any]) -> None:
-        """Waits for a message, but not beyond the limits of time, nor once the service shuts down."""
+    @property
+    def left(self) -> bool:
+        """Whether the client knows that nothing more is taken."""
+        return self._left.is_set()
+
+    async def _leave(self) -> None:
+        """Tells the client, after its last answer, that nothing more is taken, and reads until it sends nothing more.
+
+        For a client that sends to a stream which has ended loses the answers it has not read: Arrow's drains them.
+        """
+        await self._ordered.put(_LEAVE)
+        await self._left.wait()
+        end = time.monotonic() + _LEAVES
+        while self._pending is not None and (left := end - time.monotonic()) > 0:
+            await asyncio.wait((self._pending,), timeout=left)
+            if not self._pending.done() or self._pending.exception() or self._pending.result() is grpc.aio.EOF:
+                return
+            self._pending = asyncio.ensure_future(self._context.read())
+
+    async def _until_read(self) -> Any:
+        """The next message, waited for no longer than the limits of time say, nor once the service shuts down."""
         limits = self._shared.limits
+        pending = self._pending = asyncio.ensure_future(self._context.read())
         draining = asyncio.ensure_future(self._shared.draining.wait())
         try:
             while not pending.done():
@@ -136,7 +165,7 @@ class Stream:
                         grpc.StatusCode.UNAVAILABLE, "stream_time", "the stream has lasted too long, open another"
                     )
                 if draining.done():
-                    raise Ended(grpc.StatusCode.UNAVAILABLE, "shutdown", "the service is shutting down")
+                    raise Ended(grpc.StatusCode.UNAVAILABLE, "shutdown", _SHUTDOWN)
                 await asyncio.wait(
                     (pending, draining), timeout=min(left, limits.idle_time), return_when=asyncio.FIRST_COMPLETED
                 )
@@ -144,6 +173,7 @@ class Stream:
                     raise Ended(
                         grpc.StatusCode.DEADLINE_EXCEEDED, "idle", f"nothing came for {limits.idle_time:g} seconds"
                     )
+            return pending.result()
         finally:
             draining.cancel()
 
@@ -190,15 +220,18 @@ class Stream:
     async def _send(self, item: Job | Built) -> None:
         answer, payload = await item.future if isinstance(item, Job) else item
         message = flight.pack(messages.packed(answer.header()), payload)
-        try:
-            await asyncio.wait_for(self._context.write(message), self._shared.limits.idle_time)
-        except asyncio.TimeoutError:
-            raise Ended(grpc.StatusCode.DEADLINE_EXCEEDED, "unread", "an answer was not read in time") from None
+        await self._write(message)
         self.answered += 1
         self._observe(item, answer, len(message))
         if isinstance(item, Job):
             self._held.discard(item)
             self._release(item)
+
+    async def _write(self, message: bytes) -> None:
+        try:
+            await asyncio.wait_for(self._context.write(message), self._shared.limits.idle_time)
+        except asyncio.TimeoutError:
+            raise Ended(grpc.StatusCode.DEADLINE_EXCEEDED, "unread", "an answer was not read in time") from None
 
     def _release(self, job: Job) -> None:
         self._share.release(job.size)
