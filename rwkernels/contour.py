@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -140,7 +140,8 @@ def contour_length(
     if counts is not None:
         wide = wide.masked_fill(~counts.unsqueeze(1), 0.0)
     probabilities = torch.softmax(wide, 1)
-    lengths: Tensor = _Length.apply(probabilities, counts, steps, epsilon)  # type: ignore[no-untyped-call]
+    apply: Callable[..., Tensor] = _Length.apply  # typed in some releases of torch only
+    lengths = apply(probabilities, counts, steps, epsilon)
     for step in steps:
         lengths = lengths * step
     if counts is not None:

@@ -17,7 +17,8 @@ from torch.utils.data import DataLoader
 
 import rwkernels as rw
 from rwkernels.data import AddMap
-from rwkernels.service import RemoteMapBuilder, UnavailableError
+from rwkernels.service import RemoteMapBuilder, UnavailableError, connection
+from rwkernels.service.pipeline import Asked, Pipeline
 
 
 @pytest.fixture(scope="module")
@@ -190,3 +191,43 @@ def test_a_process_forked_in_the_middle_of_a_stream_is_told_instead_of_hanging()
         child.join(20)
         assert len(list(stream)) == 99  # the parent's goes on
         builder.close()
+
+
+def test_a_process_forked_while_grpc_was_connecting_is_told_instead_of_hanging(monkeypatch, served_here):
+    monkeypatch.setattr(connection, "_opened", True)
+    monkeypatch.setattr(connection, "_GRPC_ENDS", 0.2)
+    monkeypatch.setattr(connection, "_grpc_is_at_work", lambda: True)  # in no stream of ours
+    builder = RemoteMapBuilder(served_here.url, 3)
+    fork = multiprocessing.get_context("fork")
+    found = fork.Queue()
+    child = fork.Process(target=told_in_a_child, args=(lambda: builder.of_batch({}, some_labels(1, 4, 4)), found))
+    child.start()
+    assert found.get(timeout=20)[0] is ConnectionError
+    child.join(20)
+
+
+class Recorded:
+    """An exchange that notes what is sent."""
+
+    def __init__(self):
+        self.sent, self.ends = [], 0
+
+    def send(self, message):
+        self.sent.append(message)
+
+    def no_more(self):
+        self.ends += 1
+
+
+def test_after_a_goodbye_nothing_is_sent_but_that_nothing_follows():
+    exchange = Recorded()
+    pipeline = Pipeline(iter([Asked(None, None, bytes([number])) for number in range(6)]), exchange, window=2)
+    asked = pipeline.asked()
+    assert next(asked).message == b"\0"
+    until(lambda: len(exchange.sent) == 2)
+    pipeline.leave()
+    assert pipeline.broken
+    assert pipeline.receive() is None
+    assert [item.message for item in asked] == [bytes([number]) for number in range(1, 6)]  # for another stream
+    assert exchange.sent == [b"\0", b"\1"]
+    assert exchange.ends == 1

@@ -21,6 +21,7 @@ from service_cases import Served, assert_answers_right, served, some_labels, unt
 import rwkernels as rw  # noqa: E402
 from rwkernels import cli  # noqa: E402
 from rwkernels.service import Limits, RemoteMapBuilder, UnavailableError, messages  # noqa: E402
+from rwkernels.service.pipeline import Pipeline  # noqa: E402
 
 LONG = bool(os.environ.get("RWKERNELS_LONG_TESTS"))
 
@@ -96,6 +97,34 @@ def test_what_was_taken_is_finished_and_nothing_new_is_taken():
         assert server.events[-1]["finished"] is True
     finally:
         server.stop()
+
+
+def stopped_after(number, maps, server):
+    """All of `maps`; the service is stopped when so many came."""
+    for index, found in enumerate(maps):
+        if index == number:
+            threading.Thread(target=server.stop).start()
+        yield found
+
+
+def test_a_stream_that_is_told_to_end_sends_nothing_more_and_has_the_rest_built_here(monkeypatch):
+    labels = some_labels(4, 256, 256)
+    expected = rw.rectified_map(labels, 3).foreground
+    left, leave = [], Pipeline.leave
+    monkeypatch.setattr(Pipeline, "leave", lambda pipeline: left.append(pipeline) or leave(pipeline))
+    server = Served()
+    try:
+        builder = RemoteMapBuilder(server.url, 3, retries=0, fallback=True)
+        with pytest.warns(RuntimeWarning, match="maps are built here"):
+            found = list(stopped_after(3, builder.maps_of([labels] * 60, window=4), server))
+        assert len(found) == 60
+        assert all(torch.equal(maps.foreground, expected) for maps in found)
+        assert len(left) == 1
+    finally:
+        server.stop()
+    (end,) = [event for event in server.events if event["event"] == "stream ended" and event["messages"]]
+    assert end["outcome"] == "shutdown"
+    assert server.events[-1]["finished"] is True
 
 
 def test_a_second_signal_does_not_wait_for_what_was_taken():

@@ -139,3 +139,11 @@ def test_a_header_has_a_largest_length():
     split = struct.pack("<4sI", b"RWK1", HEADER_BYTES + 1) + b" " * (HEADER_BYTES + 1)
     with pytest.raises(MalformedError, match="header: expected at most"):
         messages.split(memoryview(split))
+
+
+def test_an_answer_to_another_request_is_refused_and_a_goodbye_is_for_whoever_waits():
+    other = Answer(GOOD.id + 1, error=("ValueError", "of another"))
+    with pytest.raises(MalformedError, match="id: expected 7, got 8"):
+        messages.answer(other.header(), memoryview(b""), GOOD)
+    goodbye = Answer(0, error=(messages.CLOSING, "that was all"))
+    assert messages.answer(goodbye.header(), memoryview(b""), GOOD).error == (messages.CLOSING, "that was all")
