@@ -86,7 +86,7 @@ def read(path: Path, key: str | None = None) -> Labels:
 
 def _upright(path: Path, key: str | None) -> Labels:
     """A scan is turned so that superior and anterior are up and the patient's left is left. Nothing is resampled."""
-    from rwkernels.precompute.formats import ReadOptions, open_labels
+    from rwkernels.formats import ReadOptions, open_labels
 
     opened = open_labels(path, ReadOptions(key=key))
     array, steps = opened.load(), opened.spacing or ()

@@ -28,12 +28,23 @@ def blob(shape: tuple[int, ...], seed: int = 0, classes: int = 4) -> npt.NDArray
     return np.asarray(found, dtype=np.uint8)
 
 
+LABELS = blob((21, 18, 13))
+
+
 def write_nifti(path: Path, labels: npt.NDArray[Any], affine: npt.NDArray[Any] = AFFINE) -> Path:
     import nibabel
 
     path.parent.mkdir(parents=True, exist_ok=True)
     nibabel.save(nibabel.Nifti1Image(labels, affine), path)
     return path
+
+
+def two_sources(folder: Path) -> tuple[Path, Path]:
+    """A folder with `LABELS` and other labels below it, and where the maps of both are to go."""
+    source = folder / "labels"
+    write_nifti(source / "a.nii.gz", LABELS)
+    write_nifti(source / "more" / "b.nii", blob((9, 12, 8), seed=3).astype(np.float32))
+    return source, folder / "maps"
 
 
 def write_volumes(folder: Path, count: int, shape: tuple[int, ...] = (24, 20, 17)) -> None:

@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from rwkernels.formats import SUFFIXES, is_zarr
 from rwkernels.precompute import cluster, items, runner, sources, verify
-from rwkernels.precompute.formats import SUFFIXES, is_zarr
 from rwkernels.precompute.items import Job, Outcome
 from rwkernels.precompute.settings import Settings, checked_bits
 from rwkernels.precompute.store import Store

@@ -18,8 +18,8 @@ from torch import Tensor
 
 import rwkernels
 from rwkernels.compact import RectifiedMap
+from rwkernels.formats import Opened, open_labels, scans, whole_labels
 from rwkernels.precompute import shards, sources
-from rwkernels.precompute.formats import Opened, open_labels, scans, whole_labels
 from rwkernels.precompute.settings import Settings
 from rwkernels.precompute.store import Store, damage, finish, record
 from rwkernels.quantised import encode

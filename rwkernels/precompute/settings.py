@@ -8,8 +8,8 @@ from typing import Any
 
 from rwkernels import checks
 from rwkernels.data.building import MapBuilder
+from rwkernels.formats import ReadOptions
 from rwkernels.maps import FAMILIES
-from rwkernels.precompute.formats import ReadOptions
 
 BITS = (8, 16, 32)
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 
-from rwkernels.precompute.formats import is_zarr, scans, suffix_of
+from rwkernels.formats import is_zarr, scans, suffix_of
 from rwkernels.precompute.store import SUFFIX
 
 

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from rwkernels.formats import open_labels, whole_labels
 from rwkernels.precompute import sources
-from rwkernels.precompute.formats import open_labels, whole_labels
 from rwkernels.precompute.items import Job, Outcome, guarded
 from rwkernels.precompute.settings import Settings
 from rwkernels.precompute.store import damage, record

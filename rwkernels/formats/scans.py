@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rwkernels.precompute.formats import Affine, Opened, ReadOptions, admit, read_bounded
+from rwkernels.formats import Affine, Opened, ReadOptions, admit, read_bounded
 
 _HEADERS = {348: "Nifti1", 540: "Nifti2"}
 

@@ -67,15 +67,15 @@ def open_labels(path: Path, options: ReadOptions) -> Opened:
     """
     suffix = ".zarr" if path.is_dir() else suffix_of(path)
     if suffix in NIFTI:
-        from rwkernels.precompute.formats import scans
+        from rwkernels.formats import scans
 
         opened = scans.nifti(path, options)
     elif suffix in SIMPLE_ITK:
-        from rwkernels.precompute.formats import scans
+        from rwkernels.formats import scans
 
         opened = scans.simple_itk(path, options)
     elif suffix in PLAIN:
-        from rwkernels.precompute.formats import plain
+        from rwkernels.formats import plain
 
         opened = plain.READERS[PLAIN[suffix]](path, options)
     else:

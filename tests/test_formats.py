@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from precompute_cases import AFFINE, SPACING, blob, write_nifti
 
+from rwkernels.formats import ReadOptions, open_labels, whole_labels
 from rwkernels.precompute import sources
-from rwkernels.precompute.formats import ReadOptions, open_labels, whole_labels
 
 nibabel = pytest.importorskip("nibabel", reason="the extra `precompute` is not installed")
 sitk = pytest.importorskip("SimpleITK", reason="the extra `precompute` is not installed")
