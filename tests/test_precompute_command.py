@@ -12,7 +12,8 @@ import pytest
 import torch
 from precompute_cases import LABELS, blob, contents, parse, run, two_sources, write_nifti, write_volumes
 
-from rwkernels.precompute import items
+from rwkernels.precompute import items, runner
+from rwkernels.precompute.settings import Settings
 from rwkernels.precompute.store import PARTIAL, Store, record
 
 nibabel = pytest.importorskip("nibabel", reason="the extra `precompute` is not installed")
@@ -214,3 +215,30 @@ def test_maps_without_a_source_are_mentioned(folders, capsys):
     assert run(source, target, "--num-classes", 4) == 0
     assert "1 map in" in capsys.readouterr().out
     assert json.loads((target / "zarr.json").read_text())["node_type"] == "group"
+
+
+def build_and_die_the_first_time(job):
+    """A worker that is killed after its item is there, and before anybody hears of it."""
+    outcome = items.build(job)
+    died = job.root.parent / "died"
+    if not died.exists():
+        died.touch()
+        os._exit(1)
+    return outcome
+
+
+@pytest.mark.parametrize(("before", "status"), [(False, "built"), (True, "kept")])
+def test_an_item_of_a_process_that_died_before_it_said_so_counts_as_built(tmp_path, before, status):
+    write_volumes(tmp_path / "labels", 1)
+    target = tmp_path / "maps"
+    assert run(tmp_path / "labels", target, "--num-classes", 4) == 0
+    (name,) = Store(target).items()
+    settings = Settings(**{**record(target / name)["settings"], "num_classes": 4})
+    if before:
+        os.utime(target / name, (0, 0))
+    else:
+        shutil.rmtree(target / name)
+    job = items.Job("v000.npy", tmp_path / "labels", Store(target), settings, 1 << 30)
+    outcomes = list(runner.processes(build_and_die_the_first_time, [job], 1))
+    assert [outcome.status for outcome in outcomes] == [status]
+    assert (tmp_path / "died").exists()

@@ -6,9 +6,11 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
 from multiprocessing.connection import wait as wait_for
 
 import torch
@@ -41,8 +43,10 @@ def processes(task: Task, jobs: Sequence[Job], workers: int) -> Iterator[Outcome
     """Every job in one of `workers` processes, in the order in which they are done.
 
     A process that dies (it was killed, or ran out of memory) takes the jobs with it that were under way. Those are run
-    again one by one; the one whose process dies again is reported.
+    again one by one; the one whose process dies again is reported. Some may have been done already, by a process that
+    was ended before anybody heard of it.
     """
+    began = time.time()
     suspects: list[Job] = []
     rest = list(jobs)
     while rest or suspects:
@@ -54,6 +58,8 @@ def processes(task: Task, jobs: Sequence[Job], workers: int) -> Iterator[Outcome
         try:
             for outcome in _pool(task, batch, width, started):
                 done.add(outcome.source)
+                if alone and outcome.status == "kept" and batch[0].item.stat().st_mtime >= began:
+                    outcome = replace(outcome, status="built")
                 yield outcome
         except BrokenProcessPool:
             if alone:
