@@ -78,14 +78,14 @@ def without(name: str) -> dict[str, Any]:
 def wrong_headers() -> list[tuple[str, Any]]:
     """Headers with one thing wrong."""
     wrong: dict[str, list[Any]] = {
-        "version": [0, 2, "1", 1.0, None, True],
+        "version": [0, 1, 3, "2", 2.0, None, True],
         "id": [-1, 2**60, "7", 7.5, None, False],
         "family": ["", "Rectified", None, 3, ["rectified"], "__class__"],
         "shape": [[], [1], [1, 3], [1, 3, 4, 5, 6], [1, -3, -4], [-1, 3, 4], [1, 3.0, 4], ["1", 3, 4], 12, None,
                   [True, 3, 4],
                   [1, 2**62, 2**62], [1, 1 << 20, 1 << 20], [4096, 4096, 4096], [2**63, 3, 4],
                   [0, 3, 4], [1, 4, 4], [10**400, 3, 4]],
-        "dtype": ["float32", "uint16", "uint64", "int32", "object", "O", "<u1", None, 1],
+        "dtype": ["float32", "uint1", "uint2", "uint3", "uint16", "uint64", "int32", "object", "O", "<u1", None, 1],
         "num_classes": [0, -3, 10**9, 2**40, 3.0, "3", None, True],
         "answer": ["float64", "float16", "object", None, 8],
         "spacing": [0, [1.0], [1.0, 0.0], [1.0, -1.0], [1.0, 1.0, 1.0], ["1", "1"],
@@ -167,6 +167,8 @@ def payloads() -> list[tuple[str, list[bytes]]]:
     return [
         *found,
         ("class 3 of 3", [packed(header(), bytes([3] * 12))]),
+        ("class 3 of 3, packed", [packed(header(dtype="uint2"), bytes([255] * 3))]),
+        ("packed, a byte more", [packed(header(dtype="uint2"), bytes(4))]),
         ("class 255", [packed(header(), bytes([255] * 12))]),
     ]
 

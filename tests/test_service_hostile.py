@@ -115,8 +115,11 @@ def test_what_is_larger_than_the_limits_is_refused_before_memory_is_taken(server
     assert "map: expected at most 16777216 bytes" in error_of(answer)["text"]
     assert client.send([bytes(40 * MIB)])[0] is attacks.TOO_LARGE
     assert server.peak() - before < 16 * MIB
+    large = torch.zeros(1, 3000, 3000, dtype=torch.int64)
     with pytest.raises(ConnectionError, match="larger than max"):
-        RemoteMapBuilder(server.url, 3, token=TOKEN).of_batch({}, torch.zeros(1, 3000, 3000, dtype=torch.int64))
+        RemoteMapBuilder(server.url, 40, token=TOKEN).of_batch({}, large)
+    with pytest.raises(ValueError, match="labels: expected at most 4194304 bytes"):  # packed, they fit in a message
+        RemoteMapBuilder(server.url, 3, token=TOKEN).of_batch({}, large)
     assert_answers_right(server.url, token=TOKEN)
 
 

@@ -305,4 +305,4 @@ def test_limits_that_contradict_each_other_are_refused():
         Limits(admitted_bytes=1000)
     with pytest.raises(ValueError, match="answer_bytes: expected less than 2 GiB"):
         Limits(answer_bytes=1 << 31)
-    assert messages.VERSION == 1
+    assert messages.VERSION == 2

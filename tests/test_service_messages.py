@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rwkernels.maps import FAMILIES, MEASURED
-from rwkernels.service import flight, messages
+from rwkernels.service import flight, labels, messages
 from rwkernels.service.limits import HEADER_BYTES, Limits
 from rwkernels.service.messages import Answer, MalformedError, RefusedError, Request
 
@@ -84,7 +84,7 @@ def requests(draw):
         draw(st.integers(0, 2**53 - 1)),
         family,
         shape,
-        draw(st.sampled_from(sorted(messages.LABEL_BYTES))),
+        draw(st.sampled_from(sorted(labels.BITS))),
         draw(st.integers(1, 9)),
         draw(st.sampled_from(messages._ANSWERS[family])),
         spacing,
@@ -116,7 +116,7 @@ def test_a_request_arrives_as_it_was_sent_with_its_payload_in_place(request, mor
 @given(st.sampled_from([*sorted(Answer(0).header()), "error"]), any_json)
 def test_any_value_in_an_answer_is_refused_or_an_answer(name, value):
     good = Answer(7, (1, 3, 4), "uint8", 0.0, (12,)).header()
-    header = {**good, name: value} if name != "error" else {"version": 1, "id": 7, "error": value}
+    header = {**good, name: value} if name != "error" else {"version": messages.VERSION, "id": 7, "error": value}
     try:
         found = messages.answer(header, memoryview(bytes(12)), GOOD)
     except MalformedError:
@@ -131,6 +131,14 @@ def test_classes_count_for_every_image_of_a_request():
     assert many.built_bytes == 4 * 4096 * 4097
     with pytest.raises(RefusedError, match="map: expected at most"):
         messages.request(many.header(), memoryview(bytes(4096)), Limits(answer_bytes=32 << 20))
+
+
+def test_packed_labels_count_as_what_they_unpack_to():
+    many = Request(0, "rectified", (1, 1024, 1024), "uint1", 2, "uint8")
+    assert many.payload_bytes == 1 << 17
+    messages.request(many.header(), memoryview(bytes(1 << 17)), Limits(request_bytes=1 << 20))
+    with pytest.raises(RefusedError, match="labels: expected at most 1048575 bytes"):
+        messages.request(many.header(), memoryview(bytes(1 << 17)), Limits(request_bytes=(1 << 20) - 1))
 
 
 def test_a_header_has_a_largest_length():

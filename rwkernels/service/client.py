@@ -23,6 +23,7 @@ from rwkernels.data.building import Map, MapBuilder
 from rwkernels.maps import MEASURED
 from rwkernels.service import messages
 from rwkernels.service.connection import ClosingError, Connection, Exchange, Target, UnavailableError, Watch, require
+from rwkernels.service.labels import travelling
 from rwkernels.service.messages import CLOSING, Answer, MalformedError, Request
 from rwkernels.service.pipeline import Asked, Pipeline
 from rwkernels.service.security import Secret, checked_token
@@ -37,7 +38,7 @@ class RemoteMapBuilder(MapBuilder):
     """Builds maps in a service (`rwkernels serve`) instead of in this process.
 
     It takes the place of the local builder: `MapLoader(loader, builder=...)`, `MapCollate(builder=...)`,
-    `AddMap(builder=...)`. Labels travel in the narrowest dtype that holds them; of the map, only what labels do not
+    `AddMap(builder=...)`. Labels travel in as few bits as their classes take; of the map, only what labels do not
     tell comes back. It can be pickled and sent to worker processes; every process opens its connection when it first
     needs it.
 
@@ -207,7 +208,7 @@ class RemoteMapBuilder(MapBuilder):
 
     def _request(self, labels: Tensor, spacing: list[Any] | None, class_max: Tensor | None) -> tuple[Request, bytes]:
         """The request for a map, and the message it is sent in."""
-        found = _narrowed(checks.labels(labels, self.spatial_dims).cpu())
+        found = checks.labels(labels, self.spatial_dims).cpu()
         axes = found.dim() - 1
         rows: tuple[Any, ...] | None = None
         if self.family in MEASURED:
@@ -215,7 +216,8 @@ class RemoteMapBuilder(MapBuilder):
             rows = None if given is None else tuple(tuple(checks.spacing(row, axes)) for row in given)
             if rows is not None and all(row == rows[0] for row in rows):
                 rows = rows[0]
-        parts: list[Any] = [found.numpy().reshape(-1).view(np.uint8)]
+        dtype, sent, ignored = travelling(found, self.num_classes, self.ignore_index)
+        parts: list[Any] = [sent]
         if class_max is not None:
             checks.floating("class_max", class_max)
             checks.shape("class_max", class_max, (len(found), self.num_classes), "[B, K]")
@@ -225,11 +227,11 @@ class RemoteMapBuilder(MapBuilder):
             id=next(self._numbers),
             family=self.family,
             shape=tuple(found.shape),
-            dtype=str(found.dtype).removeprefix("torch."),
+            dtype=dtype,
             num_classes=self.num_classes,
             answer=self._answer,
             spacing=rows,
-            ignore_index=self.ignore_index,
+            ignore_index=ignored,
             black_border=self.black_border and self.family in MEASURED,
             options=self._options,
             class_max=class_max is not None,
@@ -330,18 +332,6 @@ class RemoteMapBuilder(MapBuilder):
                     pipeline.leave()
                     raise
         return self._answered(asked.request, asked.message)
-
-
-def _narrowed(labels: Tensor) -> Tensor:
-    """The labels in the narrowest dtype that holds them all; the service finds those that are out of range."""
-    if labels.dtype == torch.uint8 or labels.numel() == 0:
-        return labels.contiguous()
-    lowest, highest = (int(value) for value in torch.aminmax(labels))
-    for dtype in (torch.uint8, torch.int8, torch.int16, torch.int32):
-        info = torch.iinfo(dtype)
-        if info.min <= lowest and highest <= info.max:
-            return labels.to(dtype).contiguous()
-    return labels.contiguous()
 
 
 def _values(request: Request, payload: memoryview, url: str) -> Tensor:

@@ -14,6 +14,7 @@ from rwkernels import quantised
 from rwkernels.backends import native
 from rwkernels.compact import RectifiedMap
 from rwkernels.data.building import Map, MapBuilder
+from rwkernels.service import labels
 from rwkernels.service.messages import Answer, Request
 
 _BITS = {"uint8": 8, "uint16": 16}
@@ -63,14 +64,14 @@ class Launcher:
     def _answers(self, asked: Sequence[Asked]) -> list[Built]:
         first = asked[0][0]
         sizes = [request.shape[0] for request, _ in asked]
-        labels = self._labels(asked, sum(sizes))
+        whole = self._labels(asked, sum(sizes))
         batch: dict[str, Any] = {}
         if first.spacing is not None:
             rows = first.spacing if first.has_rows_of_spacing else [first.spacing] * sum(sizes)
             batch["spacing"] = torch.tensor(rows, dtype=torch.float64).reshape(sum(sizes), len(first.shape) - 1)
         if first.class_max:
             batch["class_max"] = torch.cat([_class_max(*one) for one in asked])
-        found = _builder(_settings_only(first), self.threads).of_batch(batch, labels)
+        found = _builder(_settings_only(first), self.threads).of_batch(batch, whole)
         values, background, counts = _parts(found)
         with native.limited_to(self.threads):
             host = _on_host(_encoded(values, first.answer))
@@ -93,10 +94,15 @@ class Launcher:
         staging = self._staging[:size].numpy()
         start = 0
         for request, payload in asked:
-            stop = start + request.label_bytes
-            staging[start:stop] = np.frombuffer(payload, np.uint8, request.label_bytes)
-            start = stop
-        whole = self._staging[:size].view(getattr(torch, first.dtype)).view(images, *first.shape[1:])
+            sent = np.frombuffer(payload, np.uint8, request.sent_label_bytes)
+            part = staging[start : start + request.label_bytes]
+            if len(sent) < len(part):
+                labels.unpack(sent, labels.BITS[request.dtype], part)
+            else:
+                part[:] = sent
+            start += len(part)
+        dtype = getattr(torch, labels.unpacked_dtype(first.dtype))
+        whole = self._staging[:size].view(dtype).view(images, *first.shape[1:])
         return whole.to(self.device)  # waits: the buffer is written over for the next launch
 
 
@@ -118,7 +124,7 @@ def _settings_only(request: Request) -> Request:
 
 
 def _class_max(request: Request, payload: memoryview) -> Tensor:
-    values = np.frombuffer(payload, np.uint8)[request.label_bytes :].copy().view("<f4")
+    values = np.frombuffer(payload, np.uint8)[request.sent_label_bytes :].copy().view("<f4")
     return torch.from_numpy(values).view(request.shape[0], request.num_classes)
 
 

@@ -15,15 +15,15 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from rwkernels.maps import FAMILIES, MEASURED
+from rwkernels.service import labels
 from rwkernels.service.limits import HEADER_BYTES, Limits
 
-COMMAND = b"rwkernels.maps/1"
+COMMAND = b"rwkernels.maps/2"
 """The descriptor's command of the Flight call: which service, and which version of its messages."""
-VERSION = 1
+VERSION = 2
 _MAGIC = b"RWK1"
 _PREFIX = struct.Struct("<4sI")
 
-LABEL_BYTES = {"uint8": 1, "int8": 1, "int16": 2, "int32": 4, "int64": 8}
 ANSWER_BYTES = {"uint8": 1, "uint16": 2, "float16": 2, "float32": 4}
 _ANSWERS = {
     "rectified": ("uint8", "uint16", "float32"),
@@ -54,7 +54,7 @@ class Request:
         id: The client's number for the request, which the answer repeats.
         family: A key of `FAMILIES`.
         shape: `[B, *S]` of the labels.
-        dtype: Of the labels, little endian.
+        dtype: Of the labels, little endian; those of less than a byte are packed (`rwkernels.service.labels`).
         num_classes: Number of classes K.
         answer: dtype of the answer: codes (`uint8`, `uint16`) or values.
         spacing: One number per spatial axis, or a row of them for each image, or None.
@@ -78,13 +78,18 @@ class Request:
 
     @property
     def label_bytes(self) -> int:
-        """Bytes of the labels."""
-        return math.prod(self.shape) * LABEL_BYTES[self.dtype]
+        """Bytes of the labels once they are unpacked."""
+        return math.prod(self.shape) * max(labels.BITS[self.dtype] // 8, 1)
+
+    @property
+    def sent_label_bytes(self) -> int:
+        """Bytes of the labels on their way."""
+        return -(-math.prod(self.shape) * labels.BITS[self.dtype] // 8)
 
     @property
     def payload_bytes(self) -> int:
         """Bytes of all that follows the header."""
-        return self.label_bytes + (4 * self.shape[0] * self.num_classes if self.class_max else 0)
+        return self.sent_label_bytes + (4 * self.shape[0] * self.num_classes if self.class_max else 0)
 
     @property
     def answer_shape(self) -> tuple[int, ...]:
@@ -109,7 +114,7 @@ class Request:
         return (
             self.family,
             self.shape[1:],
-            self.dtype,
+            labels.unpacked_dtype(self.dtype),
             self.num_classes,
             self.answer,
             self.spacing,
@@ -262,7 +267,7 @@ def request(header: Mapping[str, Any], payload: memoryview, limits: Limits) -> R
         id=number,
         family=family,
         shape=tuple(shape),
-        dtype=_choice(header, "dtype", tuple(LABEL_BYTES)),
+        dtype=_choice(header, "dtype", tuple(labels.BITS)),
         num_classes=num_classes,
         answer=_choice(header, "answer", _ANSWERS[family]),
         spacing=_spacing(header["spacing"], family, shape),
@@ -275,7 +280,7 @@ def request(header: Mapping[str, Any], payload: memoryview, limits: Limits) -> R
         raise MalformedError('class_max: expected none but for "rectified" maps')
     if found.black_border and family not in MEASURED:
         raise MalformedError("black_border: expected false for a map without distances")
-    _at_most("labels", found.payload_bytes, limits.request_bytes, "bytes")
+    _at_most("labels", max(found.payload_bytes, found.label_bytes), limits.request_bytes, "bytes")
     _at_most("map", max(found.answer_bytes, found.built_bytes), limits.answer_bytes, "bytes")
     if len(payload) != found.payload_bytes:
         raise MalformedError(f"payload: expected {found.payload_bytes} bytes for this shape, got {len(payload)}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -59,6 +60,7 @@ class Stream:
         self._ordered: asyncio.Queue[Job | Built | Answer | Ended | None] = asyncio.Queue(2 * limits.window)
         self._held: set[Job] = set()
         self._pending: asyncio.Future[Any] | None = None  # what is being read
+        self._draining: asyncio.Future[Any]
         self._left = asyncio.Event()
         self._ends_at = time.monotonic() + limits.stream_time
         self.id = logs.new_id()
@@ -70,6 +72,7 @@ class Stream:
         Raises:
             Ended: The service ends it.
         """
+        self._draining = asyncio.ensure_future(self._shared.draining.wait())
         reader = asyncio.create_task(self._read())
         try:
             while (item := await self._ordered.get()) is not None:
@@ -82,6 +85,7 @@ class Stream:
                     await self._send(item)
         finally:
             reader.cancel()
+            self._draining.cancel()
             for job in self._held:
                 job.future.cancel()
                 job.payload = None  # its room is given back: what waits to be built keeps no labels
@@ -156,26 +160,18 @@ class Stream:
         """The next message, waited for no longer than the limits of time say, nor once the service shuts down."""
         limits = self._shared.limits
         pending = self._pending = asyncio.ensure_future(self._context.read())
-        draining = asyncio.ensure_future(self._shared.draining.wait())
-        try:
-            while not pending.done():
-                left = self._ends_at - time.monotonic()
-                if left <= 0:
-                    raise Ended(
-                        grpc.StatusCode.UNAVAILABLE, "stream_time", "the stream has lasted too long, open another"
-                    )
-                if draining.done():
-                    raise Ended(grpc.StatusCode.UNAVAILABLE, "shutdown", _SHUTDOWN)
-                await asyncio.wait(
-                    (pending, draining), timeout=min(left, limits.idle_time), return_when=asyncio.FIRST_COMPLETED
-                )
-                if not pending.done() and not draining.done() and not self._held and left > limits.idle_time:
-                    raise Ended(
-                        grpc.StatusCode.DEADLINE_EXCEEDED, "idle", f"nothing came for {limits.idle_time:g} seconds"
-                    )
-            return pending.result()
-        finally:
-            draining.cancel()
+        while not pending.done():
+            left = self._ends_at - time.monotonic()
+            if left <= 0:
+                raise Ended(grpc.StatusCode.UNAVAILABLE, "stream_time", "the stream has lasted too long, open another")
+            if self._draining.done():
+                raise Ended(grpc.StatusCode.UNAVAILABLE, "shutdown", _SHUTDOWN)
+            await asyncio.wait(
+                (pending, self._draining), timeout=min(left, limits.idle_time), return_when=asyncio.FIRST_COMPLETED
+            )
+            if not pending.done() and not self._draining.done() and not self._held and left > limits.idle_time:
+                raise Ended(grpc.StatusCode.DEADLINE_EXCEEDED, "idle", f"nothing came for {limits.idle_time:g} seconds")
+        return pending.result()
 
     def _count(self, size: int) -> None:
         limits = self._shared.limits
@@ -251,7 +247,7 @@ class Stream:
             seconds = time.monotonic() - item.received
             metrics.latency.observe(seconds)
             if answer.error is None:
-                metrics.pixels.inc(np.prod(item.request.shape, dtype=float))
+                metrics.pixels.inc(math.prod(item.request.shape))
             shape = list(item.request.shape)
         else:
             seconds, shape = 0.0, []
