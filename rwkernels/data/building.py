@@ -98,14 +98,17 @@ class MapBuilder:
             raise TypeError(f"label_key: expected labels, a tensor or an array, got {checks.describe(labels)}")
         return key, labels
 
-    def of_batch(self, batch: Any, labels: Tensor) -> Map:
-        """The map of `labels` `[B, *S]` or `[B, 1, *S]`, with what `batch` says of spacing and largest distances."""
+    def of_batch(self, batch: Any, labels: Tensor, out: Tensor | None = None) -> Map:
+        """The map of `labels` `[B, *S]` or `[B, 1, *S]`, with what `batch` says of spacing and largest distances.
+
+        `out` is a contiguous float32 buffer for it: the foreground `[B, *S]`, or the dense map `[B, K, *S]`.
+        """
         labels = self._plain(labels)
         spacing = None
         if self.spacing_key is not None:
             found = batches.read(batch, self.spacing_key, "spacing_key")
             spacing = rows_of_spacing(found, len(labels))
-        return self._limited(labels, spacing, self._class_max(batch))
+        return self._limited(labels, spacing, self._class_max(batch), out)
 
     def of_sample(self, sample: Any, labels: Tensor) -> Map:
         """The map of one sample, without an axis for images: `labels` `[*S]` or `[1, *S]`."""
@@ -127,13 +130,15 @@ class MapBuilder:
         found = arrays.to_tensor(batches.read(batch, self.class_max_key, "class_max_key"))[0]
         return checks.tensor("class_max", found)
 
-    def _limited(self, labels: Tensor, spacing: list[Any] | None, class_max: Tensor | None) -> Map:
+    def _limited(
+        self, labels: Tensor, spacing: list[Any] | None, class_max: Tensor | None, out: Tensor | None = None
+    ) -> Map:
         if class_max is not None:
             class_max = ahead.to_device(class_max, labels.device)
         if self.threads is None:
-            return self._build(labels, spacing, class_max)
+            return self._build(labels, spacing, class_max, out)
         with native.limited_to(self.threads):
-            return self._build(labels, spacing, class_max)
+            return self._build(labels, spacing, class_max, out)
 
     def _plain(self, labels: Tensor) -> Tensor:
         """Integer labels [B, *S]. A second axis of 1 is that of channels, unless `spatial_dims` says otherwise."""
@@ -143,17 +148,19 @@ class MapBuilder:
             found = found.squeeze(1)
         return whole_labels(found, checks.validate(self.validate, found.device))
 
-    def _build(self, labels: Tensor, spacing: list[Any] | None, class_max: Tensor | None) -> Map:
-        keywords: dict[str, Any] = {} if class_max is None else {"class_max": class_max}
+    def _build(
+        self, labels: Tensor, spacing: list[Any] | None, class_max: Tensor | None, out: Tensor | None = None
+    ) -> Map:
+        given = {name: value for name, value in (("class_max", class_max), ("out", out)) if value is not None}
         if not spacing or not self._takes_spacing:
-            return self._function(labels, **keywords)
+            return self._function(labels, **given)
         if all(row == spacing[0] for row in spacing):
-            return self._function(labels, spacing=spacing[0], **keywords)
+            return self._function(labels, spacing=spacing[0], **given)
         parts = []
         for image, row in enumerate(spacing):
-            one = {name: value[image : image + 1] for name, value in keywords.items()}
+            one = {name: value[image : image + 1] for name, value in given.items()}
             parts.append(self._function(labels[image : image + 1], spacing=row, **one))
-        return _joined(parts, labels)
+        return _joined(parts, labels, out)
 
 
 def chosen(builder: MapBuilder | None, num_classes: int | None, options: Mapping[str, Any]) -> MapBuilder:
@@ -193,13 +200,14 @@ def rows_of_spacing(value: Any, size: int) -> list[Any]:
     return rows
 
 
-def _joined(parts: list[Map], labels: Tensor) -> Map:
-    """The maps of single images as that of the batch."""
+def _joined(parts: list[Map], labels: Tensor, out: Tensor | None) -> Map:
+    """The maps of single images as that of the batch, whose values are in `out` already if that is given."""
     first = parts[0]
     if not isinstance(first, RectifiedMap):
-        return torch.cat([part for part in parts if isinstance(part, Tensor)])
+        return torch.cat([part for part in parts if isinstance(part, Tensor)]) if out is None else out
     maps = [part for part in parts if isinstance(part, RectifiedMap)]
-    changed: dict[str, Any] = {"labels": labels, "foreground": torch.cat([part.foreground for part in maps])}
+    values = torch.cat([part.foreground for part in maps]) if out is None else out
+    changed: dict[str, Any] = {"labels": labels, "foreground": values}
     for name in ("background", "image_count"):
         if isinstance(getattr(first, name), Tensor):
             changed[name] = torch.cat([getattr(part, name) for part in maps])

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from rwkernels.service import logs
-from rwkernels.service.launches import Built, Launcher
+from rwkernels.service.launches import Asked, Built, Launcher
+from rwkernels.service.memory import Slot
 from rwkernels.service.messages import Answer, Request
 from rwkernels.service.metrics import Metrics
 
@@ -28,6 +29,7 @@ class Job:
     future: asyncio.Future[Built]
     size: int
     received: float = field(default_factory=time.monotonic)
+    slot: Slot | None = None  # where the answer is to be written
 
 
 class Batcher:
@@ -95,17 +97,19 @@ class Batcher:
     def _work(self) -> None:
         while jobs := self._take():
             # A client may be gone, and with it the labels, at any moment.
-            wanted = [(job, payload) for job in jobs if (payload := job.payload) is not None]
+            wanted = [
+                (job, Asked(job.request, payload, job.slot)) for job in jobs if (payload := job.payload) is not None
+            ]
             if wanted:
                 self._launch(wanted)
 
-    def _launch(self, wanted: list[tuple[Job, memoryview]]) -> None:
+    def _launch(self, wanted: list[tuple[Job, Asked]]) -> None:
         self._launched_at = start = time.monotonic()
         jobs = [job for job, _ in wanted]
         for job in jobs:
             self._metrics.waiting.observe(start - job.received)
         try:
-            built = self._launcher.run([(job.request, payload) for job, payload in wanted])
+            built = self._launcher.run([asked for _, asked in wanted])
         except Exception:
             logs.event(logging.ERROR, "launch failed", exc_info=True)
             built = [

@@ -24,6 +24,7 @@ from rwkernels.maps import MEASURED
 from rwkernels.service import messages
 from rwkernels.service.connection import ClosingError, Connection, Exchange, Target, UnavailableError, Watch, require
 from rwkernels.service.labels import travelling
+from rwkernels.service.memory import Bytes, OutOfReachError
 from rwkernels.service.messages import CLOSING, Answer, MalformedError, Request
 from rwkernels.service.pipeline import Asked, Pipeline
 from rwkernels.service.security import Secret, checked_token
@@ -184,16 +185,25 @@ class RemoteMapBuilder(MapBuilder):
         window = checks.integer("window", window, lowest=1)
         return self._streamed((self._plain(checks.tensor("labels", batch)) for batch in labels), window)
 
-    def _build(self, labels: Tensor, spacing: list[Any] | None, class_max: Tensor | None) -> Map:
+    def _build(
+        self, labels: Tensor, spacing: list[Any] | None, class_max: Tensor | None, out: Tensor | None = None
+    ) -> Map:
         if time.monotonic() < self._local_until:
-            return super()._build(labels, spacing, class_max)
-        request, message = self._request(labels, spacing, class_max)
+            return super()._build(labels, spacing, class_max, out)
+        asked = self._asked(labels, spacing, class_max)
         try:
-            return self._map(request, labels, *self._answered(request, message))
+            return self._map(asked, *self._answered(asked), out)
         except (ConnectionError, TimeoutError) as error:
-            return self._built_here(error, labels, spacing, class_max)
+            return self._built_here(error, labels, spacing, class_max, out)
 
-    def _built_here(self, error: Exception, labels: Tensor, spacing: list[Any] | None, class_max: Tensor | None) -> Map:
+    def _built_here(
+        self,
+        error: Exception,
+        labels: Tensor,
+        spacing: list[Any] | None = None,
+        class_max: Tensor | None = None,
+        out: Tensor | None = None,
+    ) -> Map:
         """The map from the local builder, if that is to take over; raises `error` else."""
         if not self.fallback:
             raise error
@@ -204,10 +214,10 @@ class RemoteMapBuilder(MapBuilder):
                 stacklevel=2,
             )
         self._local_until = time.monotonic() + self.fallback_time
-        return super()._build(labels, spacing, class_max)
+        return super()._build(labels, spacing, class_max, out)
 
-    def _request(self, labels: Tensor, spacing: list[Any] | None, class_max: Tensor | None) -> tuple[Request, bytes]:
-        """The request for a map, and the message it is sent in."""
+    def _asked(self, labels: Tensor, spacing: list[Any] | None, class_max: Tensor | None) -> Asked:
+        """The request for a map, ready to be sent."""
         found = checks.labels(labels, self.spatial_dims).cpu()
         axes = found.dim() - 1
         rows: tuple[Any, ...] | None = None
@@ -217,12 +227,12 @@ class RemoteMapBuilder(MapBuilder):
             if rows is not None and all(row == rows[0] for row in rows):
                 rows = rows[0]
         dtype, sent, ignored = travelling(found, self.num_classes, self.ignore_index)
-        parts: list[Any] = [sent]
+        payload = [sent]
         if class_max is not None:
             checks.floating("class_max", class_max)
             checks.shape("class_max", class_max, (len(found), self.num_classes), "[B, K]")
             largest = class_max.cpu().to(torch.float32).contiguous().numpy()
-            parts.append(largest.astype("<f4", copy=False).reshape(-1).view(np.uint8))
+            payload.append(largest.astype("<f4", copy=False).reshape(-1).view(np.uint8))
         request = Request(
             id=next(self._numbers),
             family=self.family,
@@ -236,13 +246,14 @@ class RemoteMapBuilder(MapBuilder):
             options=self._options,
             class_max=class_max is not None,
         )
-        return request, b"".join((messages.packed(request.header()), *parts))
+        return Asked(labels, request, payload)
 
-    def _answered(self, request: Request, message: bytes) -> tuple[Answer, memoryview]:
+    def _answered(self, asked: Asked) -> tuple[Answer, memoryview]:
         """The answer to one request, over a stream of its own, after as many attempts as it takes."""
+        message = asked.message()
         for attempt in itertools.count():
             try:
-                return self._attempt(request, message)
+                return self._attempt(asked.request, message)
             except UnavailableError:
                 if attempt >= self.retries:
                     raise
@@ -278,10 +289,13 @@ class RemoteMapBuilder(MapBuilder):
             raise _ERRORS[kind](text if kind != "RuntimeError" else f"{self._target.url}: {text}")
         return answer, payload
 
-    def _map(self, request: Request, labels: Tensor, answer: Answer, payload: memoryview) -> Map:
-        """The map of `labels` from an answer."""
+    def _map(self, asked: Asked, answer: Answer, payload: memoryview | Bytes, out: Tensor | None = None) -> Map:
+        """The map of labels from an answer."""
+        labels = asked.labels
         with native.limited_to(self.threads or torch.get_num_threads()):
-            values = _values(request, payload, self._target.url).to(labels.device)
+            values = _values(asked.request, payload, self._target.url).to(labels.device)
+        if out is not None:
+            values = checks.output(out, values.shape, torch.float32, labels.device).copy_(values)
         if answer.background is None:
             return values
         count = None
@@ -298,11 +312,11 @@ class RemoteMapBuilder(MapBuilder):
 
     def _streamed(self, batches: Iterator[Tensor], window: int) -> Iterator[Map]:
         """The maps of `batches` over one stream; what an interrupted stream leaves open is asked for one by one."""
-        source = (Asked(labels, *self._request(labels, None, None)) for labels in batches)
+        source = (self._asked(labels, None, None) for labels in batches)
         exchange: Exchange | None = None
         with suppress(UnavailableError):  # it may come back while one after the other is asked for
             exchange = self._connection.exchange(None)
-        pipeline = Pipeline(source, exchange, window)
+        pipeline = Pipeline(source, exchange, window, self._target.is_here)
         watch = Watch(self.timeout, pipeline.cancel)
         try:
             for asked in pipeline.asked():
@@ -312,40 +326,47 @@ class RemoteMapBuilder(MapBuilder):
                 try:
                     found = self._next_answer(pipeline, watch, asked)
                 except (ConnectionError, TimeoutError) as error:
-                    yield self._built_here(error, asked.labels, None, None)
+                    yield self._built_here(error, asked.labels)
                 else:
-                    yield self._map(asked.request, asked.labels, *found)
+                    yield self._map(asked, *found)
         finally:
             pipeline.stop()
             watch.close()
             pipeline.cancel()
 
-    def _next_answer(self, pipeline: Pipeline, watch: Watch, asked: Asked) -> tuple[Answer, memoryview]:
+    def _next_answer(self, pipeline: Pipeline, watch: Watch, asked: Asked) -> tuple[Answer, memoryview | Bytes]:
         """The answer to `asked`, which is the next one of the stream, or one to the same question asked again."""
         with suppress(UnavailableError):  # it may have ended, or be busy
             with watch:
                 message = pipeline.receive()
             if message is not None:
                 try:
-                    return self._checked(asked.request, message)
+                    answer, payload = self._checked(asked.request, message)
                 except ClosingError:
                     pipeline.leave()
                     raise
-        return self._answered(asked.request, asked.message)
+                with suppress(OutOfReachError):
+                    return answer, pipeline.payload(asked, answer, payload)
+        return self._answered(asked.without_slot())
 
 
-def _values(request: Request, payload: memoryview, url: str) -> Tensor:
-    """The values in a payload, float32; checked, for no map has others."""
+def _values(request: Request, payload: memoryview | Bytes, url: str) -> Tensor:
+    """The values in a payload, float32; checked, for no map has others. An array of float32 is not copied."""
     given = np.frombuffer(payload, np.dtype(request.answer).newbyteorder("<"))
-    values = torch.empty(request.answer_shape, dtype=torch.float32)
     if request.answer in ("uint8", "uint16"):
+        values = torch.empty(request.answer_shape, dtype=torch.float32)
         quantised.decode_array(given, values)
         return values
-    native.advise_huge_pages(values)
+    if request.answer == "float32" and isinstance(payload, np.ndarray):
+        values = torch.from_numpy(given).view(request.answer_shape)
+    else:
+        values = torch.empty(request.answer_shape, dtype=torch.float32)
+        native.advise_huge_pages(values)
     flat = values.view(-1).numpy()
     for start in range(0, len(given), _BLOCK):
         part = flat[start : start + _BLOCK]
-        part[:] = given[start : start + _BLOCK]
+        if not np.may_share_memory(part, given):
+            part[:] = given[start : start + _BLOCK]
         # What is not finite shows in the sum; the part is still in the cache.
         if not np.isfinite(np.add.reduce(part)) and not np.isfinite(part).all():
             raise ConnectionError(f"{url}: expected finite values, got others")

@@ -83,6 +83,11 @@ class Target:
             )
         return self
 
+    @property
+    def is_here(self) -> bool:
+        """Whether the service may be on this machine and able to share memory."""
+        return sys.platform == "linux" and security.is_loopback(urlsplit(self.url).hostname or "")
+
     def headers(self) -> list[tuple[bytes, bytes]]:
         """What every call carries."""
         if self.token is not None:

@@ -24,7 +24,8 @@ def pack(labels: Bytes, bits: int) -> Bytes:
     Byte j of m holds labels j, m + j, 2 m + j, ..., the first in its lowest bits.
     """
     size = -(-len(labels) * bits // 8)
-    packed, shifted = labels[:size].copy(), np.empty(size, np.uint8)
+    packed: Bytes = labels[:size].copy()
+    shifted = np.empty(size, np.uint8)
     for plane in range(1, 8 // bits):
         part = labels[plane * size : (plane + 1) * size]
         packed[: len(part)] |= np.multiply(part, 1 << plane * bits, out=shifted[: len(part)])
@@ -44,6 +45,7 @@ def travelling(labels: Tensor, num_classes: int, ignore_index: int | None) -> tu
     """dtype, bytes and ignored label of the labels on their way.
 
     An ignored label outside of [0, K) becomes K. Labels that are no classes travel unchanged, for the service to name.
+    The bytes are new in any case: the caller may write over its labels before they are sent once more.
     """
     plain = labels.contiguous().numpy().reshape(-1)
     another = ignore_index is not None and not 0 <= ignore_index < num_classes
@@ -61,7 +63,7 @@ def travelling(labels: Tensor, num_classes: int, ignore_index: int | None) -> tu
     for bits in (1, 2, 4):
         if codes <= 1 << bits:
             return f"uint{bits}", pack(found, bits), ignore_index
-    return "uint8", found, ignore_index
+    return "uint8", found.copy() if found is plain else found, ignore_index
 
 
 def _narrowed(labels: npt.NDArray[Any]) -> tuple[str, Bytes]:
@@ -71,4 +73,4 @@ def _narrowed(labels: npt.NDArray[Any]) -> tuple[str, Bytes]:
         info = np.iinfo(dtype)
         if info.min <= lowest and highest <= info.max:
             break
-    return dtype, labels.astype(np.dtype(dtype).newbyteorder("<"), copy=False).view(np.uint8)
+    return dtype, labels.astype(np.dtype(dtype).newbyteorder("<")).view(np.uint8)

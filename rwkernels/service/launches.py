@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -14,11 +17,22 @@ from rwkernels import quantised
 from rwkernels.backends import native
 from rwkernels.compact import RectifiedMap
 from rwkernels.data.building import Map, MapBuilder
-from rwkernels.service import labels
+from rwkernels.service import labels, logs
+from rwkernels.service.memory import Slot
 from rwkernels.service.messages import Answer, Request
 
 _BITS = {"uint8": 8, "uint16": 16}
-Asked = tuple[Request, memoryview]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A request, its payload, and where its answer is to be written, if not into a message."""
+
+    request: Request
+    payload: memoryview
+    slot: Slot | None = None
+
+
 Built = tuple[Answer, Any]
 """An answer and its payload, a flat array of bytes (empty for an error)."""
 _NOTHING = np.empty(0, np.uint8)
@@ -42,11 +56,12 @@ def _builder(request: Request, threads: int) -> MapBuilder:
 
 
 class Launcher:
-    """Builds maps on one device. Not for several threads at a time: its buffer for labels is used again and again."""
+    """Builds maps on one device. Not for several threads at a time: its buffers are used again and again."""
 
     def __init__(self, device: torch.device, threads: int) -> None:
         self.device, self.threads = device, threads
         self._staging = torch.empty(0, dtype=torch.uint8)
+        self._work = torch.empty(0)  # maps that are sent as codes
 
     def run(self, asked: Sequence[Asked]) -> list[Built]:
         """The answers to requests that agree in their settings.
@@ -59,45 +74,65 @@ class Launcher:
         except Exception as error:
             if len(asked) > 1:
                 return [built for one in asked for built in self.run([one])]
-            return [(Answer(asked[0][0].id, error=_told(error)), _NOTHING)]
+            return [(Answer(asked[0].request.id, error=_told(error)), _NOTHING)]
 
     def _answers(self, asked: Sequence[Asked]) -> list[Built]:
-        first = asked[0][0]
-        sizes = [request.shape[0] for request, _ in asked]
+        first = asked[0].request
+        sizes = [one.request.shape[0] for one in asked]
         whole = self._labels(asked, sum(sizes))
         batch: dict[str, Any] = {}
         if first.spacing is not None:
             rows = first.spacing if first.has_rows_of_spacing else [first.spacing] * sum(sizes)
             batch["spacing"] = torch.tensor(rows, dtype=torch.float64).reshape(sum(sizes), len(first.shape) - 1)
         if first.class_max:
-            batch["class_max"] = torch.cat([_class_max(*one) for one in asked])
-        found = _builder(_settings_only(first), self.threads).of_batch(batch, whole)
+            batch["class_max"] = torch.cat([_class_max(one.request, one.payload) for one in asked])
+        found = _builder(_settings_only(first), self.threads).of_batch(batch, whole, self._buffer(asked, sum(sizes)))
         values, background, counts = _parts(found)
         with native.limited_to(self.threads):
             host = _on_host(_encoded(values, first.answer))
         answers: list[Built] = []
         start = 0
-        for (request, _), size in zip(asked, sizes, strict=True):
-            part = host[start : start + size].numpy()
+        for one, size in zip(asked, sizes, strict=True):
+            payload = host[start : start + size].numpy().reshape(-1).view(np.uint8)
+            place = None
+            if one.slot is not None:
+                if not np.may_share_memory(payload, one.slot.bytes):
+                    one.slot.bytes[: len(payload)] = payload
+                payload, place = _NOTHING, one.slot.place
             count = None if counts is None else tuple(counts[start : start + size])
-            answer = Answer(request.id, request.answer_shape, request.answer, background, count)
-            answers.append((answer, part.reshape(-1).view(np.uint8)))
+            request = one.request
+            answer = Answer(request.id, request.answer_shape, request.answer, background, count, place)
+            answers.append((answer, payload))
             start += size
         return answers
 
+    def _buffer(self, asked: Sequence[Asked], images: int) -> Tensor | None:
+        """Where the map is to be written: into its slot, or into memory that is not sent; None for fresh memory."""
+        first, slot = asked[0].request, asked[0].slot
+        if self.device.type != "cpu" or (first.answer == "float32" and (slot is None or len(asked) > 1)):
+            return None
+        shape = (images, *first.answer_shape[1:])
+        size = math.prod(shape)
+        if first.answer == "float32":
+            assert slot is not None
+            return torch.from_numpy(slot.bytes[: 4 * size]).view(torch.float32).view(shape)
+        if len(self._work) < size:
+            self._work = torch.empty(size)
+        return self._work[:size].view(shape)
+
     def _labels(self, asked: Sequence[Asked], images: int) -> Tensor:
         """The labels of all requests, joined, on the device."""
-        first = asked[0][0]
-        size = sum(request.label_bytes for request, _ in asked)
+        first = asked[0].request
+        size = sum(one.request.label_bytes for one in asked)
         if len(self._staging) < size:
             self._staging = torch.empty(size, dtype=torch.uint8, pin_memory=self.device.type == "cuda")
         staging = self._staging[:size].numpy()
         start = 0
-        for request, payload in asked:
-            sent = np.frombuffer(payload, np.uint8, request.sent_label_bytes)
-            part = staging[start : start + request.label_bytes]
+        for one in asked:
+            sent = np.frombuffer(one.payload, np.uint8, one.request.sent_label_bytes)
+            part = staging[start : start + one.request.label_bytes]
             if len(sent) < len(part):
-                labels.unpack(sent, labels.BITS[request.dtype], part)
+                labels.unpack(sent, labels.BITS[one.request.dtype], part)
             else:
                 part[:] = sent
             start += len(part)
@@ -162,4 +197,5 @@ def _told(error: Exception) -> tuple[str, str]:
     for kind in (ValueError, TypeError):
         if type(error) is kind:
             return kind.__name__, str(error)
+    logs.event(logging.ERROR, "launch failed", exc_info=error)
     return "RuntimeError", "the map could not be built"

@@ -27,6 +27,8 @@ class Limits:
         admitted_bytes: Requests and answers together that the service holds at a time: waiting, being built, being
             sent. Readers of further requests wait, and with them the clients, by the flow control of HTTP/2.
         admitted_requests: The same, as a number of requests.
+        shared_bytes: Memory that clients on this machine read answers from; beyond it, and where it is 0, answers are
+            sent.
         admission_time: How long a request waits for that before its client is told to come again.
         joined_bytes: Small requests are joined into one launch until their labels have so many bytes.
         window: Requests of one stream that are admitted at a time.
@@ -44,6 +46,7 @@ class Limits:
     axis: int = 1 << 20
     admitted_bytes: int = 1024 * MIB
     admitted_requests: int = 256
+    shared_bytes: int = 1024 * MIB
     admission_time: float = 10.0
     joined_bytes: int = MIB
     window: int = 8
@@ -57,7 +60,7 @@ class Limits:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if field.type == "int":
-                checks.integer(field.name, value, lowest=1)
+                checks.integer(field.name, value, lowest=0 if field.name == "shared_bytes" else 1)
             elif checks.number(field.name, value) <= 0:
                 raise ValueError(f"{field.name}: expected a positive number of seconds, got {value}")
         if self.request_bytes > (1 << 31) - 1 - ENVELOPE_BYTES:

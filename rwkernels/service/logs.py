@@ -39,7 +39,7 @@ def logger() -> logging.Logger:
     return logging.getLogger(NAME)
 
 
-def event(level: int, name: str, *, exc_info: bool = False, **fields: Any) -> None:
+def event(level: int, name: str, *, exc_info: bool | BaseException = False, **fields: Any) -> None:
     """Logs `name` with fields. Nothing a client sent is in them but sizes, numbers and its address."""
     logger().log(level, name, extra={"fields": fields}, exc_info=exc_info)
 

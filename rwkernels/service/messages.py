@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 from rwkernels.maps import FAMILIES, MEASURED
 from rwkernels.service import labels
 from rwkernels.service.limits import HEADER_BYTES, Limits
+from rwkernels.service.memory import SLOTS, Place
 
 COMMAND = b"rwkernels.maps/2"
 """The descriptor's command of the Flight call: which service, and which version of its messages."""
@@ -62,6 +63,7 @@ class Request:
         black_border: Count the outside of the image as another label.
         options: Further options of the family.
         class_max: Whether float32 `[B, K]` follows the labels: the largest distances to divide by.
+        slot: Of the stream, whose memory the client can read and has no more need of (`rwkernels.service.memory`).
     """
 
     id: int
@@ -75,6 +77,7 @@ class Request:
     black_border: bool = False
     options: tuple[tuple[str, float], ...] = ()
     class_max: bool = False
+    slot: int | None = None
 
     @property
     def label_bytes(self) -> int:
@@ -144,6 +147,7 @@ class Request:
             "black_border": self.black_border,
             "options": dict(self.options),
             "class_max": self.class_max,
+            "slot": self.slot,
         }
 
 
@@ -157,6 +161,7 @@ class Answer:
         dtype: Of the map: codes or values.
         background: Value at every other class; None for a dense map.
         image_count: Pixels of every image that count, or None where all do.
+        memory: Where the map is, if not in the payload.
         error: Kind and text of an error, or None. The other fields are then empty.
     """
 
@@ -165,6 +170,7 @@ class Answer:
     dtype: str = ""
     background: float | None = None
     image_count: tuple[int, ...] | None = None
+    memory: Place | None = None
     error: tuple[str, str] | None = None
 
     def header(self) -> dict[str, Any]:
@@ -179,6 +185,7 @@ class Answer:
             "dtype": self.dtype,
             "background": self.background,
             "image_count": self.image_count,
+            "memory": None if self.memory is None else self.memory.header(),
         }
 
 
@@ -275,6 +282,7 @@ def request(header: Mapping[str, Any], payload: memoryview, limits: Limits) -> R
         black_border=_flag(header, "black_border"),
         options=_options(header["options"], family),
         class_max=_flag(header, "class_max"),
+        slot=None if header["slot"] is None else _integer(header, "slot", 0, SLOTS),
     )
     if found.class_max and family != "rectified":
         raise MalformedError('class_max: expected none but for "rectified" maps')
@@ -314,8 +322,12 @@ def answer(header: Mapping[str, Any], payload: memoryview, asked: Request) -> An
         raise MalformedError(f"shape: expected {list(asked.answer_shape)}")
     if header["dtype"] != asked.answer:
         raise MalformedError(f"dtype: expected {asked.answer}")
-    if len(payload) != asked.answer_bytes:
-        raise MalformedError(f"payload: expected {asked.answer_bytes} bytes, got {len(payload)}")
+    memory = None if header["memory"] is None else Place.read(header["memory"])
+    if header["memory"] is not None and (memory is None or asked.slot is None):
+        raise MalformedError("memory: expected null, or where the memory of a slot is")
+    expected = asked.answer_bytes if memory is None else 0
+    if len(payload) != expected:
+        raise MalformedError(f"payload: expected {expected} bytes, got {len(payload)}")
     dense = asked.family == "boundary"
     if (background is None) != dense or not (dense or _is_number(background)):
         raise MalformedError("background: expected a number for a compact map, null for a dense one")
@@ -326,7 +338,7 @@ def answer(header: Mapping[str, Any], payload: memoryview, asked: Request) -> An
         if not all(type(value) is int and 0 <= value <= pixels for value in count):
             raise MalformedError("image_count: expected numbers of pixels")
         count = tuple(count)
-    return Answer(number, tuple(shape), asked.answer, None if dense else float(background), count)
+    return Answer(number, tuple(shape), asked.answer, None if dense else float(background), count, memory)
 
 
 def _keys(header: Mapping[str, Any], expected: frozenset[str]) -> None:

@@ -4,30 +4,52 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
+import numpy as np
+import numpy.typing as npt
 from torch import Tensor
 
+from rwkernels.service import messages
 from rwkernels.service.connection import Exchange
-from rwkernels.service.messages import Request
+from rwkernels.service.memory import Bytes, OutOfReachError, SharedAnswers
+from rwkernels.service.messages import Answer, Request
+
+_WORTH_A_SLOT = 64 << 10
+"""Bytes of an answer; smaller ones are as fast in a message."""
 
 
 @dataclass
 class Asked:
-    """A request under way, with the message to send again if its stream breaks."""
+    """A request under way, with its payload, to be sent again if its stream breaks."""
 
     labels: Tensor
     request: Request
-    message: bytes
+    payload: Sequence[npt.NDArray[np.uint8]]
+    in_slot: bool = False  # whether its answer is in the slot that it named
+
+    def message(self) -> bytes:
+        """What is sent."""
+        return b"".join([messages.packed(self.request.header()), *(part.data for part in self.payload)])
+
+    def without_slot(self) -> Asked:
+        """The same, to be answered in a message."""
+        return replace(self, request=replace(self.request, slot=None))
 
 
 class Pipeline:
-    """Sends the requests of `source`, at most `window` ahead of those that are done."""
+    """Sends the requests of `source`, at most `window` ahead of those that are done.
 
-    def __init__(self, source: Iterator[Asked], exchange: Exchange | None, window: int) -> None:
+    With `shares_memory`, larger answers are asked for in memory that is shared with the service.
+    """
+
+    def __init__(self, source: Iterator[Asked], exchange: Exchange | None, window: int, shares_memory: bool) -> None:
         self._exchange = exchange
-        self._slots = threading.Semaphore(window)
+        # As many slots for maps in use as for those under way.
+        self._memory = SharedAnswers(2 * window) if shares_memory else None
+        self._window = window
+        self._turns = threading.Semaphore(window)
         self._asked: queue.SimpleQueue[Asked | Exception | None] = queue.SimpleQueue()
         self._stopped = self._leaving = False
         self._sent_all = self._received_all = exchange is None
@@ -43,7 +65,9 @@ class Pipeline:
             if isinstance(item, Exception):
                 raise item
             yield item
-            self._slots.release()
+            if item.request.slot is not None and not item.in_slot and self._memory is not None:
+                self._memory.give_back(item.request.slot)
+            self._turns.release()
 
     @property
     def broken(self) -> bool:
@@ -60,6 +84,25 @@ class Pipeline:
             self._received_all = self._sent_all = True
             raise
 
+    def payload(self, asked: Asked, answer: Answer, sent: memoryview) -> memoryview | Bytes:
+        """The map in an answer: an array that can be kept where it is, or else something to copy it from.
+
+        Raises:
+            OutOfReachError: This process cannot read it. No further answers are asked for in memory.
+        """
+        memory, slot = self._memory, asked.request.slot
+        if answer.memory is None:
+            return sent
+        if memory is None or slot is None:
+            raise OutOfReachError(answer.memory.name)
+        try:
+            found = memory.payload(slot, answer.memory, asked.request.answer_bytes)
+        except OutOfReachError:
+            self._memory = None
+            raise
+        asked.in_slot = True
+        return found if memory.free >= self._window else found.data
+
     def leave(self) -> None:
         """Takes no further answers, and sends no further requests."""
         self._received_all = self._leaving = True
@@ -72,16 +115,19 @@ class Pipeline:
     def stop(self) -> None:
         """Sends nothing more."""
         self._stopped = True
-        self._slots.release()
+        self._turns.release()
 
     def _feed(self, source: Iterator[Asked]) -> None:
         try:
             for item in source:
-                self._slots.acquire()
+                self._turns.acquire()
                 if self._stopped:
                     return
+                if self._memory is not None and item.request.answer_bytes >= _WORTH_A_SLOT:
+                    item.request = replace(item.request, slot=self._memory.take())
+                message = item.message()
                 self._asked.put(item)
-                self._send(item.message)
+                self._send(message)
             self._send(None)
         except Exception as error:
             self._asked.put(error)

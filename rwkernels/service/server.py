@@ -16,6 +16,7 @@ from rwkernels.service.batching import Batcher
 from rwkernels.service.extras import needs
 from rwkernels.service.launches import Launcher
 from rwkernels.service.limits import ENVELOPE_BYTES, Limits
+from rwkernels.service.memory import Room
 from rwkernels.service.metrics import Metrics
 from rwkernels.service.security import Certificates, Tokens
 from rwkernels.service.stream import Ended, Shared, Stream
@@ -81,6 +82,7 @@ class MapService:
             self.metrics,
             Batcher(self._launcher, self.metrics, self.limits.joined_bytes, asyncio.get_running_loop()),
             Admission(self.limits.admitted_requests, self.limits.admitted_bytes),
+            Room(self.limits.shared_bytes),
             asyncio.Event(),
         )
         self._server = grpc.aio.server(

@@ -17,6 +17,7 @@ from rwkernels.service.batching import Batcher, Job
 from rwkernels.service.extras import needs
 from rwkernels.service.launches import Built
 from rwkernels.service.limits import Limits
+from rwkernels.service.memory import Room, Slots
 from rwkernels.service.messages import Answer, MalformedError, RefusedError
 from rwkernels.service.metrics import Metrics
 
@@ -26,6 +27,8 @@ with needs("grpc", "grpcio"):
 _NOTHING = np.empty(0, np.uint8)
 _SHUTDOWN = "the service is shutting down"
 _LEAVE = Answer(0, error=(messages.CLOSING, _SHUTDOWN))
+_HERE = ("ipv4:127.", "ipv6:[::1]", "ipv6:%5B::1%5D", "unix:")
+"""Clients on this machine."""
 _LEAVES = 5.0
 """Seconds that a client gets to stop sending."""
 
@@ -46,6 +49,7 @@ class Shared:
     metrics: Metrics
     batcher: Batcher
     admission: Admission
+    room: Room
     draining: asyncio.Event
 
 
@@ -59,9 +63,11 @@ class Stream:
         self._share = Admission(limits.window, limits.admitted_bytes // 4)
         self._ordered: asyncio.Queue[Job | Built | Answer | Ended | None] = asyncio.Queue(2 * limits.window)
         self._held: set[Job] = set()
+        self._slots = Slots(shared.room)
         self._pending: asyncio.Future[Any] | None = None  # what is being read
         self._draining: asyncio.Future[Any]
         self._left = asyncio.Event()
+        self._is_here = context.peer().startswith(_HERE)
         self._ends_at = time.monotonic() + limits.stream_time
         self.id = logs.new_id()
         self.messages, self.bytes, self.answered = 0, 0, 0
@@ -91,6 +97,7 @@ class Stream:
                 job.payload = None  # its room is given back: what waits to be built keeps no labels
                 self._release(job)
             self._held.clear()
+            self._slots.close()
 
     async def _read(self) -> None:
         """Queues jobs, and at last how the stream ended."""
@@ -207,7 +214,10 @@ class Stream:
             busy = Answer(number, error=("Unavailable", "the service is busy, come again"))
             await self._ordered.put((busy, _NOTHING))
             return
-        job = Job(request, payload, asyncio.get_running_loop().create_future(), size, received)
+        slot = None
+        if request.slot is not None and self._is_here:
+            slot = self._slots.take(request.slot, request.answer_bytes)
+        job = Job(request, payload, asyncio.get_running_loop().create_future(), size, received, slot)
         self._held.add(job)
         self._measure()
         self._shared.batcher.submit(job)

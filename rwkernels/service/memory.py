@@ -1,0 +1,180 @@
+"""Answers in memory that service and client share, where both are on one machine (Linux alone).
+
+With a request of a stream, a client may name a slot. The service then writes the answer into the memory of that slot, a
+`memfd`, and says where it is: `/proc/PROCESS/fd/DESCRIPTOR`, under a name that nobody else can have. The client maps it
+once, and names the slot again when the answer is no longer in use. Where it cannot map it (another container, another
+user), it asks again without a slot.
+
+Nothing appears in a file system, so that nothing is left behind, whoever dies. The kernel lets processes of the same
+user open the memory and nobody else; its size is sealed, so that no process can pull it away under another.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import re
+import secrets
+import weakref
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Bytes = npt.NDArray[np.uint8]
+SLOTS = 64
+"""Of one stream, at most."""
+_NAME = re.compile(r"rwkernels-[0-9a-f]{32}")
+
+
+class OutOfReachError(Exception):
+    """The memory cannot be opened from this process."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the memory of a slot is."""
+
+    process: int
+    descriptor: int
+    name: str
+
+    @classmethod
+    def read(cls, header: Any) -> Place | None:
+        """The place that a header tells, or None if it tells none."""
+        if not isinstance(header, Mapping) or header.keys() != {"process", "descriptor", "name"}:
+            return None
+        process, descriptor, name = header["process"], header["descriptor"], header["name"]
+        whole = all(type(number) is int and 0 <= number < 2**31 for number in (process, descriptor))
+        return cls(process, descriptor, name) if whole and isinstance(name, str) and _NAME.fullmatch(name) else None
+
+    def header(self) -> dict[str, Any]:
+        """The fields as they are sent."""
+        return {"process": self.process, "descriptor": self.descriptor, "name": self.name}
+
+    def map(self) -> Bytes:
+        """Its bytes.
+
+        Raises:
+            OutOfReachError: It is not there, or not for this process.
+        """
+        link = f"/proc/{self.process}/fd/{self.descriptor}"
+        descriptor = -1
+        try:
+            if self._is(link):  # nothing else is opened
+                descriptor = os.open(link, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+                if self._is(f"/proc/self/fd/{descriptor}"):
+                    return np.frombuffer(mmap.mmap(descriptor, 0), np.uint8)
+        except (OSError, ValueError) as error:
+            raise OutOfReachError(link) from error
+        finally:
+            if descriptor >= 0:
+                os.close(descriptor)
+        raise OutOfReachError(link)
+
+    def _is(self, link: str) -> bool:
+        return os.readlink(link) == f"/memfd:{self.name} (deleted)"
+
+
+class Slot:
+    """Memory of the service, to be read by one client."""
+
+    def __init__(self, size: int) -> None:
+        import fcntl  # not everywhere
+
+        name = f"rwkernels-{secrets.token_hex(16)}"
+        self._descriptor = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        try:
+            os.ftruncate(self._descriptor, size)
+            fcntl.fcntl(
+                self._descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+            )
+            self.bytes: Bytes = np.frombuffer(mmap.mmap(self._descriptor, size), np.uint8)
+        except BaseException:
+            os.close(self._descriptor)
+            raise
+        self.place = Place(os.getpid(), self._descriptor, name)
+
+    def close(self) -> None:
+        """Lets nobody open it any more. It lasts as long as it is mapped."""
+        os.close(self._descriptor)
+
+
+class Room:
+    """How many bytes the slots of all streams may take."""
+
+    def __init__(self, size: int) -> None:
+        self.left = size if hasattr(os, "memfd_create") else 0
+
+
+class Slots:
+    """The slots of one stream. Memory is kept for the next answer: fresh pages cost more than building a map."""
+
+    def __init__(self, room: Room) -> None:
+        self._room = room
+        self._slots: dict[int, Slot] = {}
+
+    def take(self, number: int, size: int) -> Slot | None:
+        """Slot `number` with at least `size` bytes; None if there is no room for it."""
+        kept = self._slots.get(number)
+        if kept is not None and len(kept.bytes) >= size:
+            return kept
+        if kept is not None:
+            self._drop(number)
+        if not 0 < size <= self._room.left:
+            return None
+        with suppress(OSError):  # too many open files, or no memory
+            self._slots[number] = Slot(size)
+            self._room.left -= size
+        return self._slots.get(number)
+
+    def close(self) -> None:
+        """Gives all of them back."""
+        for number in list(self._slots):
+            self._drop(number)
+
+    def _drop(self, number: int) -> None:
+        slot = self._slots.pop(number)
+        self._room.left += len(slot.bytes)
+        slot.close()
+
+
+class SharedAnswers:
+    """The client's side: which slots of a stream are free, and what the service wrote into the others."""
+
+    def __init__(self, count: int) -> None:
+        self._free = list(range(min(count, SLOTS)))
+        self._mapped: dict[int, tuple[Place, Bytes]] = {}
+
+    @property
+    def free(self) -> int:
+        """How many slots are free."""
+        return len(self._free)
+
+    def take(self) -> int | None:
+        """A free slot, the one that was used last: it may still be in a cache. None if there is none."""
+        with suppress(IndexError):  # this thread takes slots, others give them back
+            return self._free.pop()
+        return None
+
+    def give_back(self, number: int) -> None:
+        """Frees a slot that the service did not use."""
+        self._free.append(number)
+
+    def payload(self, number: int, place: Place, size: int) -> Bytes:
+        """The answer in a slot, which is free again when the array and all that use it are gone.
+
+        Raises:
+            OutOfReachError: It cannot be mapped into this process.
+        """
+        kept = self._mapped.get(number)
+        if kept is None or kept[0] != place:
+            kept = self._mapped[number] = place, place.map()
+        if len(kept[1]) < size:
+            raise OutOfReachError(f"{len(kept[1])} bytes, expected {size}")
+        found = kept[1][:size]
+        weakref.finalize(found, self._free.append, number).atexit = False
+        return found
