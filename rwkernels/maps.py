@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,6 +21,49 @@ def _labels_and_classes(labels: Any, num_classes: int, spatial_dims: int | None)
 
 def _foreground_buffer(out: Any) -> Any:
     return arrays.to_buffer(out.foreground if isinstance(out, RectifiedMap) else out)
+
+
+class RectifiedArguments(NamedTuple):
+    """What the operator of rectified maps takes besides labels, checked."""
+
+    num_classes: int
+    spacing: list[float]
+    class_max: Tensor | None
+    black_border: bool
+    ignore_index: int | None
+    validate: bool
+    backend: str | None
+
+
+def rectified_arguments(
+    labels: Any,
+    num_classes: int,
+    spacing: float | Sequence[float] | None,
+    class_max: Any,
+    ignore_index: int | None,
+    black_border: bool,
+    spatial_dims: int | None,
+    validate: bool | None,
+    backend: str | None,
+) -> tuple[Tensor, arrays.Back, RectifiedArguments]:
+    """The arguments of `rectified_map`, checked, and the way back to the kind of `labels`."""
+    labels, back, num_classes = _labels_and_classes(labels, num_classes, spatial_dims)
+    class_max = arrays.to_tensor(class_max)[0]
+    if class_max is not None:
+        class_max = checks.tensor("class_max", class_max)
+        checks.floating("class_max", class_max)
+        checks.shape("class_max", class_max, (labels.shape[0], num_classes), "[B, K]")
+        checks.same_device("class_max", class_max, "labels", labels)
+    arguments = RectifiedArguments(
+        num_classes=num_classes,
+        ignore_index=checks.ignore_index(ignore_index),
+        spacing=checks.spacing(spacing, labels.dim() - 1),
+        class_max=class_max,
+        black_border=checks.flag("black_border", black_border),
+        validate=checks.validate(validate, labels.device),
+        backend=checks.backend(backend),
+    )
+    return labels, back, arguments
 
 
 def rectified_map(
@@ -74,22 +117,8 @@ def rectified_map(
         <BLANKLINE>
                  [[ 1.0000,  1.0000, -0.5000, -1.0000]]]])
     """
-    labels, back, num_classes = _labels_and_classes(labels, num_classes, spatial_dims)
-    class_max = arrays.to_tensor(class_max)[0]
-    if class_max is not None:
-        class_max = checks.tensor("class_max", class_max)
-        checks.floating("class_max", class_max)
-        checks.shape("class_max", class_max, (labels.shape[0], num_classes), "[B, K]")
-        checks.same_device("class_max", class_max, "labels", labels)
-    ignored = checks.ignore_index(ignore_index)
-    arguments = (
-        num_classes,
-        checks.spacing(spacing, labels.dim() - 1),
-        class_max,
-        checks.flag("black_border", black_border),
-        ignored,
-        checks.validate(validate, labels.device),
-        checks.backend(backend),
+    labels, back, arguments = rectified_arguments(
+        labels, num_classes, spacing, class_max, ignore_index, black_border, spatial_dims, validate, backend
     )
     if out is None:
         foreground, count = torch.ops.rwkernels.rectified(labels, *arguments)
@@ -100,9 +129,9 @@ def rectified_map(
     maps = RectifiedMap(
         labels,
         foreground,
-        num_classes=num_classes,
-        ignore_index=ignored,
-        image_count=None if ignored is None else count,
+        num_classes=arguments.num_classes,
+        ignore_index=arguments.ignore_index,
+        image_count=None if arguments.ignore_index is None else count,
     )
     return maps._map(back)
 

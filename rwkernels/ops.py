@@ -8,6 +8,7 @@ compiler. The operators of the loss are in `loss_ops.py`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -209,19 +210,28 @@ def _rectified_out(
     out: Tensor,
     count: Tensor,
 ) -> None:
+    fill = choose(labels.device, "fill_rectified", backend).fill_rectified
+    fill_checked(
+        partial(fill, out, count), labels, num_classes, spacing, class_max, black_border, ignore_index, validate
+    )
+
+
+def fill_checked(
+    fill: Callable[..., tuple[int, int]],
+    labels: Tensor,
+    num_classes: int,
+    spacing: Sequence[float],
+    class_max: Tensor | None,
+    black_border: bool,
+    ignore_index: int | None,
+    validate: bool,
+) -> None:
+    """Calls `fill` with what a backend expects for a rectified map; raises for what it refuses."""
     labels = labels.contiguous()
     if class_max is not None:
         class_max = class_max.to(torch.float32).contiguous()
-    bad_label, bad_maximum = choose(labels.device, "fill_rectified", backend).fill_rectified(
-        out,
-        count,
-        labels,
-        num_classes,
-        spacing,
-        class_max,
-        black_border,
-        ignore_index,
-        can_check(labels, validate),
+    bad_label, bad_maximum = fill(
+        labels, num_classes, spacing, class_max, black_border, ignore_index, can_check(labels, validate)
     )
     refuse_bad_label(labels, bad_label, num_classes, ignore_index)
     if bad_maximum >= 0 and class_max is not None:

@@ -230,6 +230,45 @@ def fill_rectified(
     return (-1, -2 - bad) if bad <= -2 else (bad, -1)
 
 
+def fill_rectified_codes(
+    codes: Tensor,
+    largest: Tensor,
+    count: Tensor,
+    work: Tensor,
+    labels: Tensor,
+    num_classes: int,
+    spacing: Sequence[float],
+    class_max: Tensor | None,
+    black_border: bool,
+    ignore_index: int | None,
+    validate: bool,
+) -> tuple[int, int]:
+    """`fill_rectified` with its foreground as codes [B, *S], and the largest distances of the images, float32 [B, K].
+
+    `work` has room for as many float32 as there are labels. No code stands for NaN: labels ought to be checked.
+    """
+    sizes, axes, steps = _grid(labels, spacing)
+    bad: int = core().rectified_codes(
+        labels=labels.data_ptr(),
+        code=_code(labels),
+        field=_written(work),
+        codes=_written(codes),
+        code_bytes=codes.element_size(),
+        largest=largest.data_ptr(),
+        count=count.data_ptr(),
+        dims=sizes,
+        axes=axes,
+        spacing=steps,
+        num_classes=num_classes,
+        class_max=_address(class_max),
+        ignore=ignore_index,
+        black_border=black_border,
+        validate=validate,
+        threads=threads(),
+    )
+    return (-1, -2 - bad) if bad <= -2 else (bad, -1)
+
+
 def fill_boundary(
     out: Tensor,
     labels: Tensor,

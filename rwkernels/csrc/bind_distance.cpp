@@ -114,14 +114,29 @@ std::int64_t bad_class_max(const RectifiedMap& map, std::int64_t batch, std::int
   return -1;
 }
 
-std::int64_t rectified(Address data, const std::string& code, Address foreground, Address count, const Dims& dims,
-                       int axes, const Spacing& spacing, std::int64_t num_classes, Address class_max,
-                       const Ignore& ignore, bool black_border, bool validate, int threads) {
+// largest[b, k]: the largest distance of class k in image b; 0 where it is absent, 1 where it has no other label.
+void write_largest(const float* maxima, std::int64_t codes, std::int64_t num_classes, const Grid& grid, float* largest) {
+  const double spacing = grid.spacing[last_axis(grid)];
+  for (std::int64_t b = 0; b < grid.batch; ++b)
+    for (std::int64_t k = 0; k < num_classes; ++k) {
+      const double squared = k < codes ? static_cast<double>(maxima[b * codes + k]) : 0;
+      const double distance = std::isinf(squared) ? 1 : std::sqrt(squared) * spacing;
+      largest[b * num_classes + k] = static_cast<float>(distance);
+    }
+}
+
+// The foreground into `field`, or, over working memory of this size, its codes into `codes`.
+std::int64_t rectified_codes(Address data, const std::string& code, Address field, Address codes, int code_bytes,
+                             Address largest, Address count, const Dims& dims, int axes, const Spacing& spacing,
+                             std::int64_t num_classes, Address class_max, const Ignore& ignore, bool black_border,
+                             bool validate, int threads) {
   const Labels labels = make_labels(data, code, dims);
   const Grid grid = make_grid(dims, axes, spacing, black_border);
   const Classes classes = make_classes(num_classes, ignore);
+  if (code_bytes < 0 || code_bytes > 2) throw std::invalid_argument("code_bytes: expected 0, 1 or 2");
   if (empty(labels)) {
     if (count != 0) std::fill_n(pointer<std::int64_t>(count), labels.batch, 0);
+    if (largest != 0) std::fill_n(pointer<float>(largest), labels.batch * num_classes, 0.0f);
     return -1;
   }
   nb::gil_scoped_release release;
@@ -129,9 +144,18 @@ std::int64_t rectified(Address data, const std::string& code, Address foreground
   const Encoded encoded = encode(labels, classes, pointer<std::int64_t>(count), threads);
   if (validate && encoded.first_bad >= 0) return encoded.first_bad;
   const auto maxima = make_array<float>(grid.batch * encoded.codes.size, true);
-  const RectifiedMap map{num_classes, pointer<const float>(class_max), maxima.get(), pointer<float>(foreground)};
+  const RectifiedMap map{num_classes,           pointer<const float>(class_max), maxima.get(),
+                         pointer<float>(field), pointer<void>(codes),            code_bytes};
   active_map_kernels().rectified(encoded.codes, map, grid, threads);
+  if (largest != 0) write_largest(maxima.get(), encoded.codes.size, num_classes, grid, pointer<float>(largest));
   return class_max != 0 ? bad_class_max(map, grid.batch, encoded.codes.size) : -1;
+}
+
+std::int64_t rectified(Address data, const std::string& code, Address foreground, Address count, const Dims& dims,
+                       int axes, const Spacing& spacing, std::int64_t num_classes, Address class_max,
+                       const Ignore& ignore, bool black_border, bool validate, int threads) {
+  return rectified_codes(data, code, foreground, 0, 0, 0, count, dims, axes, spacing, num_classes, class_max, ignore,
+                         black_border, validate, threads);
 }
 
 void class_max(Address data, const std::string& code, Address distance, Address out, const Dims& dims,
@@ -208,6 +232,10 @@ void bind_distance(nb::module_& m) {
   m.def("rectified", &rectified, nb::arg("labels"), nb::arg("code"), nb::arg("foreground_out"), nb::arg("count_out"),
         nb::arg("dims"), nb::arg("axes"), nb::arg("spacing"), nb::arg("num_classes"), nb::arg("class_max"),
         nb::arg("ignore").none(), nb::arg("black_border"), nb::arg("validate"), nb::arg("threads"));
+  m.def("rectified_codes", &rectified_codes, nb::kw_only(), nb::arg("labels"), nb::arg("code"), nb::arg("field"),
+        nb::arg("codes"), nb::arg("code_bytes"), nb::arg("largest"), nb::arg("count"), nb::arg("dims"),
+        nb::arg("axes"), nb::arg("spacing"), nb::arg("num_classes"), nb::arg("class_max"), nb::arg("ignore").none(),
+        nb::arg("black_border"), nb::arg("validate"), nb::arg("threads"));
   m.def("class_max", &class_max, nb::arg("labels"), nb::arg("code"), nb::arg("distance"), nb::arg("out"),
         nb::arg("dims"), nb::arg("num_classes"), nb::arg("threads"));
   m.def("boundary", &boundary, nb::arg("labels"), nb::arg("code"), nb::arg("out"), nb::arg("dims"), nb::arg("axes"),

@@ -17,6 +17,7 @@
 #include "distance.hpp"
 #include "min_plus.hpp"
 #include "pool.hpp"
+#include "quantise.hpp"
 #include "row_pass.hpp"
 #include "simd.hpp"
 
@@ -45,9 +46,9 @@ RWK_INLINE void copy_padded(T* to, const T* from, int count) {  // the last one 
   for (int i = 0; i < lanes; ++i) to[i] = from[i < count ? i : count - 1];
 }
 
-// Finishes `count` pixels that lie side by side; `from` may be `to`.
-template <class L, class Finish>
-RWK_INLINE void finish_run(Finish& finish, const float* from, const L* labels, float* to, std::int64_t at,
+// Finishes `count` pixels that lie side by side, as floats or as codes; `from` may be `to`.
+template <class L, class To, class Finish>
+RWK_INLINE void finish_run(Finish& finish, const float* from, const L* labels, To* to, std::int64_t at,
                            std::int64_t count) {
   std::int64_t x = 0;
   for (; x + lanes <= count; x += lanes) store(to + x, finish(load(from + x), labels + x, at + x, lanes));
@@ -55,15 +56,16 @@ RWK_INLINE void finish_run(Finish& finish, const float* from, const L* labels, f
   const int left = static_cast<int>(count - x);
   float padded[lanes];
   L padded_labels[lanes];
+  To finished[lanes];
   copy_padded(padded, from + x, left);
   copy_padded(padded_labels, labels + x, left);
-  store(padded, finish(load(padded), padded_labels, at + x, left));
-  for (int i = 0; i < left; ++i) to[x + i] = padded[i];
+  store(finished, finish(load(padded), padded_labels, at + x, left));
+  for (int i = 0; i < left; ++i) to[x + i] = finished[i];
 }
 
 // The same for pixels that are all there is to finish.
-template <class L, class Finish>
-RWK_INLINE void finish_all(Finish finish, const float* from, const L* labels, float* to, std::int64_t at,
+template <class L, class To, class Finish>
+RWK_INLINE void finish_all(Finish finish, const float* from, const L* labels, To* to, std::int64_t at,
                            std::int64_t count) {
   finish_run(finish, from, labels, to, at, count);
   finish.done();

@@ -19,6 +19,9 @@ struct Grid {
   bool needs_pass(int axis) const { return length[axis] > 1 || bounded[axis]; }
 };
 
+// The axis that is passed last: results are in its pixels.
+inline int last_axis(const Grid& grid) { return grid.needs_pass(0) ? 0 : grid.needs_pass(1) ? 1 : 2; }
+
 // Labels as the kernels read them: unsigned integers of 1, 2 or 4 bytes (labels.hpp).
 struct Codes {
   const void* data = nullptr;

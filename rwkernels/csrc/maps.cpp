@@ -1,5 +1,6 @@
 #include "maps.hpp"
 
+#include <atomic>
 #include <type_traits>
 
 #include "transform.hpp"
@@ -130,34 +131,71 @@ struct RectifyMany : Keep {
   }
 };
 
-// Eq. 4 for pixels [from, to) of image b, once all of its maxima are known.
-template <class L>
-void rectify_run(const L* labels, const Codes& codes, const RectifiedMap& map, const Grid& grid, std::int64_t b,
-                 std::int64_t from, std::int64_t to) {
-  float* d = map.foreground + b * grid.pixels();
+template <class L, class To>
+void rectify_to(To* out, const L* labels, const Codes& codes, const RectifiedMap& map, const Grid& grid, std::int64_t b,
+                std::int64_t from, std::int64_t to) {
+  const float* d = map.field + b * grid.pixels();
   const L* here = labels + b * grid.pixels();
+  out += b * grid.pixels();
   if (d[from] == infinity) {  // a single label
     const bool of_class = here[from] < map.num_classes;
-    const float value = here[from] == codes.ignored ? 0.0f : of_class ? -1.0f : not_a_number;
-    for (std::int64_t i = from; i < to; ++i) d[i] = value;
+    To value[lanes];
+    store(value, splat(here[from] == codes.ignored ? 0.0f : of_class ? -1.0f : not_a_number));
+    for (std::int64_t i = from; i < to; ++i) out[i] = value[0];
     return;
   }
   auto* factors = static_cast<float*>(thread_scratch(static_cast<std::size_t>(codes.size) * sizeof(float)));
   factors_of_image(codes, map, grid, b, factors);
   if (codes.size <= lanes) {
-    finish_all(RectifyFew(factors, codes.size), d + from, here + from, d + from, from, to - from);
+    finish_all(RectifyFew(factors, codes.size), d + from, here + from, out + from, from, to - from);
   } else {
-    finish_all(RectifyMany(factors), d + from, here + from, d + from, from, to - from);
+    finish_all(RectifyMany(factors), d + from, here + from, out + from, from, to - from);
   }
 }
 
-void rectified(const Codes& codes, const RectifiedMap& map, const Grid& grid, int threads) {
+// Eq. 4 for pixels [from, to) of image b, once all of its maxima are known.
+template <class L>
+void rectify_run(const L* labels, const Codes& codes, const RectifiedMap& map, const Grid& grid, std::int64_t b,
+                 std::int64_t from, std::int64_t to) {
+  switch (map.code_bytes) {
+    case 1: return rectify_to(static_cast<std::uint8_t*>(map.codes), labels, codes, map, grid, b, from, to);
+    case 2: return rectify_to(static_cast<std::uint16_t*>(map.codes), labels, codes, map, grid, b, from, to);
+    default: return rectify_to(map.field, labels, codes, map, grid, b, from, to);
+  }
+}
+
+void rectified_images(const Codes& codes, const RectifiedMap& map, const Grid& grid, int threads) {
   with_labels(codes, [&](const auto* labels) {
     label_transform(
-        labels, map.foreground, grid, threads,
+        labels, map.field, grid, threads,
         [&](std::int64_t b) { return KeepMaxima{map.maxima + b * codes.size}; },
         [&](std::int64_t b, std::int64_t from, std::int64_t to) { rectify_run(labels, codes, map, grid, b, from, to); });
   });
+}
+
+// One image a thread, over a field for every thread: it stays in the cache if an image is small.
+void codes_by_image(const Codes& codes, const RectifiedMap& map, const Grid& grid, int threads) {
+  const std::int64_t image = grid.pixels();
+  Grid one = grid;
+  one.batch = 1;
+  std::atomic<std::int64_t> next{0};
+  parallel_for(threads < 1 ? 1 : threads, threads, [&](std::int64_t slot) {
+    for (std::int64_t b = next.fetch_add(1); b < grid.batch; b = next.fetch_add(1)) {
+      Codes labels = codes;
+      labels.data = static_cast<const char*>(codes.data) + b * image * codes.bytes;
+      RectifiedMap part = map;
+      part.class_max = map.class_max ? map.class_max + b * map.num_classes : nullptr;
+      part.maxima = map.maxima + b * codes.size;
+      part.field = map.field + slot * image;
+      part.codes = static_cast<char*>(map.codes) + b * image * map.code_bytes;
+      rectified_images(labels, part, one, 1);
+    }
+  });
+}
+
+void rectified(const Codes& codes, const RectifiedMap& map, const Grid& grid, int threads) {
+  const bool by_image = map.code_bytes > 0 && grid.batch > 1 && whole_slices(grid.batch, threads);
+  (by_image ? codes_by_image : rectified_images)(codes, map, grid, threads);
 }
 
 void rectify_all(const Codes& codes, const RectifiedMap& map, const Grid& grid, int threads) {

@@ -15,7 +15,9 @@ struct RectifiedMap {
   std::int64_t num_classes;
   const float* class_max;  // [batch, num_classes] or null: the maxima found here
   float* maxima;           // [batch, codes.size], 0 on entry: largest squared distance, pixels of the last axis
-  float* foreground;       // [batch, pixels]
+  float* field;            // [batch, pixels]: squared distances, then the foreground unless it goes to `codes`
+  void* codes = nullptr;   // [batch, pixels] of `code_bytes` each (quantise.hpp)
+  int code_bytes = 0;      // 1, 2, or 0 for no codes
 };
 
 struct BoundaryMap {
@@ -39,7 +41,7 @@ struct DenseMap {
 
 struct MapKernels {
   void (*rectified)(const Codes&, const RectifiedMap&, const Grid&, int threads);
-  // Eq. 4 alone: `foreground` holds squared distances, pixels of the last axis, and `maxima` is known.
+  // Eq. 4 alone: `field` holds squared distances, pixels of the last axis, and `maxima` is known.
   void (*rectify)(const Codes&, const RectifiedMap&, const Grid&, int threads);
   void (*boundary)(const Codes&, const BoundaryMap&, const Grid&, int threads);
   void (*class_max)(const Codes&, const float* distance, float* maxima, std::int64_t batch, std::int64_t pixels,

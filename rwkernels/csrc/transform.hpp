@@ -28,8 +28,6 @@ inline std::int64_t columns_per_piece(std::int64_t n) {
   return tile_width * (tiles < 1 ? 1 : tiles);
 }
 
-inline int last_axis(const Grid& grid) { return grid.needs_pass(0) ? 0 : grid.needs_pass(1) ? 1 : 2; }
-
 // Squared pixels of the axis that was passed last, in squared pixels of this one.
 inline float unit_of_pass(const Grid& grid, int axis) {
   const int before = axis == 0 && grid.needs_pass(1) ? 1 : 2;

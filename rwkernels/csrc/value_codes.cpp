@@ -7,31 +7,12 @@
 #include <limits>
 
 #include "pool.hpp"
-#include "simd.hpp"
+#include "quantise.hpp"
 
 namespace rwk::RWK_ISA {
 namespace {
 
 constexpr std::int64_t block = 1 << 16;
-
-using Doubles [[gnu::vector_size(8 * lanes), gnu::may_alias]] = double;
-
-template <class Code>
-constexpr float steps = sizeof(Code) == 1 ? 255.0f : 65535.0f;
-
-// A product of 24 and 16 bits is exact in a double, so that only the addition of 1.5 * 2^52 rounds: to an integer.
-RWK_INLINE I rounded(F v, float by) {
-  constexpr double magic = 0x1.8p52;
-  const Doubles exact = __builtin_convertvector(v, Doubles) * -static_cast<double>(by);
-  return __builtin_convertvector((exact + magic) - magic, I);
-}
-
-template <class Code>
-RWK_INLINE void narrow(Code* to, I v) {
-  using Codes [[gnu::vector_size(sizeof(Code) * lanes), gnu::may_alias]] = Code;
-  const Codes codes = __builtin_convertvector(v, Codes);
-  std::memcpy(to, &codes, sizeof codes);
-}
 
 template <class Code>
 bool encode_run(const float* values, std::int64_t count, Code* codes) {
@@ -39,7 +20,7 @@ bool encode_run(const float* values, std::int64_t count, Code* codes) {
   const auto vector = [&](F v, Code* to) {
     // NaN is not less than anything.
     outside = either(outside, either(not_less(v, splat(0x1p-149f)), less(v, splat(-1.0f))));
-    narrow(to, rounded(v, steps<Code>));
+    store(to, v);
   };
   std::int64_t i = 0;
   for (; i + lanes <= count; i += lanes) vector(load(values + i), codes + i);
