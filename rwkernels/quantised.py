@@ -162,6 +162,7 @@ def rectified_codes(
     ignore_index: int | None = None,
     black_border: bool = False,
     spatial_dims: int | None = None,
+    out: Any = None,
     work: Tensor | None = None,
     backend: str | None = None,
 ) -> RectifiedCodes:
@@ -180,6 +181,7 @@ def rectified_codes(
         ignore_index: Label of pixels that do not count. Their code is 0.
         black_border: Count the outside of the image as another label.
         spatial_dims: Number of spatial axes; needed for one.
+        out: A contiguous buffer of the codes' dtype and the labels' shape to write them into.
         work: Contiguous float32 tensor with room for as many values as there are labels, to be used again by the next
             call: fresh memory costs time. By default it is allocated.
         backend: Name of the backend to use instead of the default one.
@@ -208,12 +210,15 @@ def rectified_codes(
         labels, num_classes, spacing, class_max, ignore_index, black_border, spatial_dims, True, backend
     )
     code_dtype = _code_dtype(bits)
+    codes = None if out is None else checks.output(arrays.to_buffer(out), found.shape, code_dtype, found.device)
     field = found.new_empty(found.numel(), dtype=torch.float32) if work is None else _working_memory(work, found)
     if choose(found.device, "fill_rectified", arguments.backend).NAME != native.NAME:
         made = _in_steps(found, arguments, bits, field)
+        if codes is not None:
+            made = made._replace(codes=codes.copy_(made.codes))
     else:
         made = RectifiedCodes(
-            codes=found.new_empty(found.shape, dtype=code_dtype),
+            codes=found.new_empty(found.shape, dtype=code_dtype) if codes is None else codes,
             class_max=found.new_empty((len(found), arguments.num_classes), dtype=torch.float32),
             image_count=found.new_empty(len(found), dtype=torch.int64),
         )

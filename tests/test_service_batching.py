@@ -11,7 +11,7 @@ from service_cases import some_labels
 
 import rwkernels as rw
 from rwkernels.service.batching import Batcher, Job
-from rwkernels.service.launches import Launcher
+from rwkernels.service.launches import Asked, Launcher
 from rwkernels.service.messages import Request
 from rwkernels.service.metrics import Metrics
 
@@ -35,7 +35,7 @@ class Gate(Launcher):
         self.launches, self.entered, self.opened = [], threading.Event(), threading.Event()
 
     def run(self, asked):
-        self.launches.append([request.id for request, _ in asked])
+        self.launches.append([one.request.id for one in asked])
         self.entered.set()
         assert self.opened.wait(20)
         return super().run(asked)
@@ -120,6 +120,6 @@ def test_an_error_of_the_machine_is_not_told():
         def _answers(self, asked):
             raise OSError("/secret/path is full")
 
-    ((answer, payload),) = Broken(torch.device("cpu"), 1).run([asked(0, some_labels(1, 4, 4))])
+    ((answer, payload),) = Broken(torch.device("cpu"), 1).run([Asked(*asked(0, some_labels(1, 4, 4)))])
     assert answer.error == ("RuntimeError", "the map could not be built")
     assert len(payload) == 0

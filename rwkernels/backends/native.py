@@ -361,6 +361,29 @@ def decode_values(values: Tensor, codes: NDArray[Any]) -> None:
     )
 
 
+def pack_labels(labels: Tensor, num_classes: int, ignore_index: int | None, bits: int) -> Tensor | None:
+    """The codes of contiguous labels in `bits` bits each, as `rwkernels.service.labels` says; None if one is no class.
+
+    The code of an ignored label is `num_classes`.
+    """
+    packed = torch.empty(-(-labels.numel() * bits // 8), dtype=torch.uint8)
+    good: bool = core().pack_labels(
+        labels=labels.data_ptr(),
+        code=_code(labels),
+        count=labels.numel(),
+        num_classes=num_classes,
+        ignore=ignore_index,
+        bits=bits,
+        packed=packed.data_ptr(),
+    )
+    return packed if good else None
+
+
+def unpack_labels(packed: NDArray[Any], bits: int, labels: NDArray[Any]) -> None:
+    """What `pack_labels` took, as flat uint8."""
+    core().unpack_labels(packed=packed.ctypes.data, count=labels.size, bits=bits, labels=labels.ctypes.data)
+
+
 def _five(values: Sequence[int]) -> tuple[int, ...]:
     """Sizes or strides [B, K, *S] with leading spatial axes of 1 put in."""
     return (*values[:2], *[1] * (5 - len(values)), *values[2:])

@@ -5,6 +5,7 @@
 namespace rwk {
 
 void bind_value_codes(nanobind::module_& m);
+void bind_labels(nanobind::module_& m);
 void bind_distance(nanobind::module_& m);
 void bind_axis(nanobind::module_& m);
 void bind_loss(nanobind::module_& m);

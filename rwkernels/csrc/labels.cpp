@@ -1,8 +1,10 @@
 #include "labels.hpp"
 
+#include <cstring>
 #include <type_traits>
 
 #include "pool.hpp"
+#include "simd.hpp"
 
 namespace rwk::RWK_ISA {
 namespace {
@@ -144,9 +146,80 @@ void truncate(const Labels& labels, void* codes, int bytes, int threads) {
   });
 }
 
+// Labels as codes of a byte each, those of no class left as anything. Whether there are none of those.
+template <class S>
+bool narrow_run(const S* from, std::int64_t count, const Classes& classes, std::uint8_t* to) {
+  const Test<S> test(classes);
+  const auto ignored = static_cast<std::uint8_t>(classes.num_classes);
+  S bad = 0;
+  if (test.has_ignore) {
+    for (std::int64_t i = 0; i < count; ++i) {
+      const bool skip = from[i] == test.ignore;
+      bad = static_cast<S>(bad | static_cast<S>(!test.of_class(from[i]) & !skip));
+      to[i] = skip ? ignored : static_cast<std::uint8_t>(from[i]);
+    }
+  } else {
+    for (std::int64_t i = 0; i < count; ++i) {
+      bad = static_cast<S>(bad | static_cast<S>(!test.of_class(from[i])));
+      to[i] = static_cast<std::uint8_t>(from[i]);
+    }
+  }
+  return bad == 0;
+}
+
+constexpr std::int64_t bytes_at_once = 4096;  // they stay in the first cache from one plane of codes to the next
+
+// Calls body(first byte, first code, number of both, shift) for what lies side by side in packed bytes and codes.
+template <class Body>
+void for_each_plane(std::int64_t count, int bits, const Body& body) {
+  const std::int64_t size = (count * bits + 7) / 8;
+  for (std::int64_t byte = 0; byte < size; byte += bytes_at_once)
+    for (int shift = 0; shift < 8; shift += bits) {
+      const std::int64_t at = shift / bits * size + byte;
+      std::int64_t n = size - byte < bytes_at_once ? size - byte : bytes_at_once;
+      n = count - at < n ? count - at : n;
+      if (n > 0) body(byte, at, n, shift);
+    }
+}
+
+// to[i] = combine(to[i], from[i]), eight bytes at a time: `combine` must let no bit cross from one to the next.
+template <class Combine>
+RWK_INLINE void for_each_word(const std::uint8_t* from, std::uint8_t* to, std::int64_t count, const Combine& combine) {
+  std::int64_t i = 0;
+  const auto words = [&](std::size_t bytes) {
+    std::uint64_t a = 0, b = 0;
+    std::memcpy(&a, to + i, bytes);
+    std::memcpy(&b, from + i, bytes);
+    a = combine(a, b);
+    std::memcpy(to + i, &a, bytes);
+  };
+  for (; i + 8 <= count; i += 8) words(8);
+  if (i < count) words(static_cast<std::size_t>(count - i));
+}
+
+bool pack(const Labels& labels, const Classes& classes, int bits, std::uint8_t* packed) {
+  std::uint8_t codes[bytes_at_once];
+  bool good = true;
+  for_each_plane(labels.batch * labels.pixels, bits, [&](std::int64_t byte, std::int64_t at, std::int64_t n, int shift) {
+    std::uint8_t* to = shift == 0 ? packed + byte : codes;
+    with_type(labels.type, labels.data, at, [&](const auto* from) { good &= narrow_run(from, n, classes, to); });
+    if (shift > 0)
+      for_each_word(codes, packed + byte, n, [shift](std::uint64_t a, std::uint64_t b) { return a | b << shift; });
+  });
+  return good;
+}
+
+void unpack(const std::uint8_t* packed, std::int64_t count, int bits, std::uint8_t* codes) {
+  const std::uint64_t lowest = ((1u << bits) - 1) * 0x0101010101010101u;
+  for_each_plane(count, bits, [&](std::int64_t byte, std::int64_t at, std::int64_t n, int shift) {
+    for_each_word(packed + byte, codes + at, n,
+                  [shift, lowest](std::uint64_t, std::uint64_t b) { return b >> shift & lowest; });
+  });
+}
+
 }  // namespace
 
 extern const LabelKernels label_kernels;
-const LabelKernels label_kernels = {encode, encode_run_32, extents, truncate};
+const LabelKernels label_kernels = {encode, encode_run_32, extents, truncate, pack, unpack};
 
 }  // namespace rwk::RWK_ISA

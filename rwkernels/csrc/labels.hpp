@@ -52,6 +52,10 @@ struct LabelKernels {
   void (*extents)(const Labels&, Extent* extents, int threads);
   // Keeps the low `bytes` bytes. Labels within an interval shorter than 2^(8 bytes) stay different.
   void (*truncate)(const Labels&, void* codes, int bytes, int threads);
+  // Codes in 1, 2, 4 or 8 bits: byte j of m holds codes j, m + j, 2 m + j, ..., the first in its lowest bits. False if
+  // a label is of no class; `packed` is then of no use.
+  bool (*pack)(const Labels&, const Classes&, int bits, std::uint8_t* packed);
+  void (*unpack)(const std::uint8_t* packed, std::int64_t count, int bits, std::uint8_t* codes);
 };
 RWK_DECLARE_TABLES(LabelKernels, label_kernels)
 

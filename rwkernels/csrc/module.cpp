@@ -17,6 +17,7 @@ NB_MODULE(_native, m) {
   m.def("active_isa", [] { return std::string(rwk::name(rwk::active_isa())); });
   m.def("force_isa", &rwk::force_isa, nb::arg("name"));
   rwk::bind_value_codes(m);
+  rwk::bind_labels(m);
   rwk::bind_distance(m);
   rwk::bind_axis(m);
   rwk::bind_loss(m);

@@ -6,10 +6,15 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
+
+from rwkernels.backends import native
 
 BITS = {"uint1": 1, "uint2": 2, "uint4": 4, "uint8": 8, "int8": 8, "int16": 16, "int32": 32, "int64": 64}
 """Of one label. Those of less than a byte are packed, see `pack`."""
+_MOST_CLASSES = 254
+"""That are packed: the core needs a code for labels of no class beside theirs."""
 Bytes = npt.NDArray[np.uint8]
 
 
@@ -18,27 +23,38 @@ def unpacked_dtype(dtype: str) -> str:
     return "uint8" if BITS[dtype] < 8 else dtype
 
 
-def pack(labels: Bytes, bits: int) -> Bytes:
-    """Flat labels below `2 ** bits` in 1, 2 or 4 bits each.
+def pack(labels: Tensor, num_classes: int, ignore_index: int | None, bits: int) -> Bytes | None:
+    """Labels as codes of 1, 2, 4 or 8 bits each; None if one is no class. `ignore_index` becomes `num_classes`.
 
-    Byte j of m holds labels j, m + j, 2 m + j, ..., the first in its lowest bits.
+    Byte j of m holds codes j, m + j, 2 m + j, ..., the first in its lowest bits.
     """
-    size = -(-len(labels) * bits // 8)
-    packed: Bytes = labels[:size].copy()
-    shifted = np.empty(size, np.uint8)
-    for plane in range(1, 8 // bits):
-        part = labels[plane * size : (plane + 1) * size]
-        packed[: len(part)] |= np.multiply(part, 1 << plane * bits, out=shifted[: len(part)])
-    return packed
+    labels = labels.contiguous()
+    if native.can_run(labels.device) is None:
+        packed = native.pack_labels(labels, num_classes, ignore_index, bits)
+        return None if packed is None else packed.numpy()
+    plain = labels.numpy().reshape(-1)
+    ignored = np.zeros(0, bool) if ignore_index is None else plain == ignore_index
+    codes = np.where(ignored, 0, plain) if ignored.any() else plain
+    if codes.size and (codes.max() >= num_classes or codes.min() < 0):
+        return None
+    codes = codes.astype(np.uint8)
+    codes[: ignored.size][ignored] = num_classes
+    size = -(-codes.size * bits // 8)
+    found = np.zeros(size, np.uint8)
+    for plane in range(8 // bits):
+        part = codes[plane * size : (plane + 1) * size]
+        found[: part.size] |= part << plane * bits
+    return found
 
 
 def unpack(packed: Bytes, bits: int, out: Bytes) -> None:
-    """Writes what `pack` took to `out`."""
-    size, lowest = len(packed), np.uint8((1 << bits) - 1)
+    """Writes the codes that `pack` made to `out`."""
+    if native.can_run(torch.device("cpu")) is None:
+        native.unpack_labels(packed, bits, out)
+        return
     for plane in range(8 // bits):
-        part = out[plane * size : (plane + 1) * size]
-        np.right_shift(packed[: len(part)], np.uint8(plane * bits), out=part)
-        np.bitwise_and(part, lowest, out=part)
+        part = out[plane * len(packed) : (plane + 1) * len(packed)]
+        part[:] = packed[: len(part)] >> plane * bits & (1 << bits) - 1
 
 
 def travelling(labels: Tensor, num_classes: int, ignore_index: int | None) -> tuple[str, Bytes, int | None]:
@@ -47,23 +63,14 @@ def travelling(labels: Tensor, num_classes: int, ignore_index: int | None) -> tu
     An ignored label outside of [0, K) becomes K. Labels that are no classes travel unchanged, for the service to name.
     The bytes are new in any case: the caller may write over its labels before they are sent once more.
     """
-    plain = labels.contiguous().numpy().reshape(-1)
     another = ignore_index is not None and not 0 <= ignore_index < num_classes
     codes = num_classes + another
-    if codes > 256:
-        return *_narrowed(plain), ignore_index
-    ignored = plain == ignore_index if another else None
-    kept = plain if ignored is None else np.where(ignored, plain.dtype.type(0), plain)
-    if kept.size and (kept.max() >= num_classes or kept.min() < 0):
-        return *_narrowed(plain), ignore_index
-    found = kept.astype(np.uint8, copy=False)
-    if ignored is not None:
-        np.putmask(found, ignored, num_classes)
-        ignore_index = num_classes
-    for bits in (1, 2, 4):
-        if codes <= 1 << bits:
-            return f"uint{bits}", pack(found, bits), ignore_index
-    return "uint8", found.copy() if found is plain else found, ignore_index
+    bits = next((bits for bits in (1, 2, 4, 8) if codes <= 1 << bits), None)
+    if bits is not None and num_classes <= _MOST_CLASSES:
+        packed = pack(labels, num_classes, ignore_index if another else None, bits)
+        if packed is not None:
+            return f"uint{bits}", packed, num_classes if another else ignore_index
+    return *_narrowed(labels.contiguous().numpy().reshape(-1)), ignore_index
 
 
 def _narrowed(labels: npt.NDArray[Any]) -> tuple[str, Bytes]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -32,7 +31,16 @@ class Asked:
     payload: memoryview
     slot: Slot | None = None
 
+    def buffer(self) -> Tensor | None:
+        """The memory of its slot as the answer's tensor."""
+        if self.slot is None:
+            return None
+        memory = torch.from_numpy(self.slot.bytes[: self.request.answer_bytes])
+        return memory.view(getattr(torch, self.request.answer)).view(self.request.answer_shape)
 
+
+Parts = tuple[Tensor, float | None, list[int] | None]
+"""Of a map: values or codes, background, pixels of every image that count."""
 Built = tuple[Answer, Any]
 """An answer and its payload, a flat array of bytes (empty for an error)."""
 _NOTHING = np.empty(0, np.uint8)
@@ -61,7 +69,7 @@ class Launcher:
     def __init__(self, device: torch.device, threads: int) -> None:
         self.device, self.threads = device, threads
         self._staging = torch.empty(0, dtype=torch.uint8)
-        self._work = torch.empty(0)  # maps that are sent as codes
+        self._work = torch.empty(0, device=device)
 
     def run(self, asked: Sequence[Asked]) -> list[Built]:
         """The answers to requests that agree in their settings.
@@ -80,16 +88,13 @@ class Launcher:
         first = asked[0].request
         sizes = [one.request.shape[0] for one in asked]
         whole = self._labels(asked, sum(sizes))
-        batch: dict[str, Any] = {}
-        if first.spacing is not None:
-            rows = first.spacing if first.has_rows_of_spacing else [first.spacing] * sum(sizes)
-            batch["spacing"] = torch.tensor(rows, dtype=torch.float64).reshape(sum(sizes), len(first.shape) - 1)
-        if first.class_max:
-            batch["class_max"] = torch.cat([_class_max(one.request, one.payload) for one in asked])
-        found = _builder(_settings_only(first), self.threads).of_batch(batch, whole, self._buffer(asked, sum(sizes)))
-        values, background, counts = _parts(found)
+        class_max = torch.cat([_class_max(one) for one in asked]).to(self.device) if first.class_max else None
+        out = asked[0].buffer() if len(asked) == 1 and self.device.type == "cpu" else None
         with native.limited_to(self.threads):
-            host = _on_host(_encoded(values, first.answer))
+            if first.family == "rectified" and first.answer in _BITS and not first.has_rows_of_spacing:
+                host, background, counts = self._codes(first, whole, class_max, out)
+            else:
+                host, background, counts = self._values(first, whole, class_max, out)
         answers: list[Built] = []
         start = 0
         for one, size in zip(asked, sizes, strict=True):
@@ -106,19 +111,35 @@ class Launcher:
             start += size
         return answers
 
-    def _buffer(self, asked: Sequence[Asked], images: int) -> Tensor | None:
-        """Where the map is to be written: into its slot, or into memory that is not sent; None for fresh memory."""
-        first, slot = asked[0].request, asked[0].slot
-        if self.device.type != "cpu" or (first.answer == "float32" and (slot is None or len(asked) > 1)):
-            return None
-        shape = (images, *first.answer_shape[1:])
-        size = math.prod(shape)
-        if first.answer == "float32":
-            assert slot is not None
-            return torch.from_numpy(slot.bytes[: 4 * size]).view(torch.float32).view(shape)
-        if len(self._work) < size:
-            self._work = torch.empty(size)
-        return self._work[:size].view(shape)
+    def _codes(self, first: Request, labels: Tensor, class_max: Tensor | None, out: Tensor | None) -> Parts:
+        """Codes of rectified maps, straight from labels."""
+        if self._work.numel() < labels.numel():
+            self._work = torch.empty(labels.numel(), device=self.device)
+        found = quantised.rectified_codes(
+            labels,
+            first.num_classes,
+            _BITS[first.answer],
+            spacing=first.spacing,
+            class_max=class_max,
+            ignore_index=first.ignore_index,
+            black_border=first.black_border,
+            spatial_dims=len(first.shape) - 1,
+            out=out,
+            work=self._work,
+        )
+        return _on_host(found.codes), 1.0, None if found.image_count is None else found.image_count.tolist()
+
+    def _values(self, first: Request, labels: Tensor, class_max: Tensor | None, out: Tensor | None) -> Parts:
+        """What the local builder makes, in the dtype that was asked for."""
+        batch: dict[str, Any] = {"class_max": class_max}
+        if first.spacing is not None:
+            rows = first.spacing if first.has_rows_of_spacing else [first.spacing] * len(labels)
+            batch["spacing"] = torch.tensor(rows, dtype=torch.float64).reshape(len(labels), len(first.shape) - 1)
+        found = _builder(_settings_only(first), self.threads).of_batch(
+            batch, labels, out if first.answer == "float32" else None
+        )
+        values, background, counts = _parts(found)
+        return _on_host(_encoded(values, first.answer)), background, counts
 
     def _labels(self, asked: Sequence[Asked], images: int) -> Tensor:
         """The labels of all requests, joined, on the device."""
@@ -158,13 +179,13 @@ def _settings_only(request: Request) -> Request:
     )
 
 
-def _class_max(request: Request, payload: memoryview) -> Tensor:
-    values = np.frombuffer(payload, np.uint8)[request.sent_label_bytes :].copy().view("<f4")
+def _class_max(asked: Asked) -> Tensor:
+    request = asked.request
+    values = np.frombuffer(asked.payload, np.uint8)[request.sent_label_bytes :].copy().view("<f4")
     return torch.from_numpy(values).view(request.shape[0], request.num_classes)
 
 
-def _parts(found: Map) -> tuple[Tensor, float | None, list[int] | None]:
-    """Values, background and pixels that count."""
+def _parts(found: Map) -> Parts:
     if not isinstance(found, RectifiedMap):
         return found, None, None
     assert not isinstance(found.background, Tensor)  # of no family that is named
