@@ -45,7 +45,7 @@ async def answers(requests, joined_bytes=10_000):
     """What comes of requests that wait while another one is built, and which were built together."""
     gate = Gate()
     loop = asyncio.get_running_loop()
-    batcher = Batcher(gate, Metrics(), joined_bytes, loop)
+    batcher = Batcher([gate], Metrics(), joined_bytes, loop)
     jobs = [Job(request, payload, loop.create_future(), 0) for request, payload in requests]
     batcher.submit(jobs[0])
     assert await asyncio.to_thread(gate.entered.wait, 20)
@@ -98,7 +98,7 @@ def test_a_bad_label_in_a_shared_launch_is_its_owners_alone_in_its_own_coordinat
 def test_a_request_whose_client_is_gone_is_not_built_and_keeps_no_labels():
     async def left():
         gate, loop = Gate(), asyncio.get_running_loop()
-        batcher = Batcher(gate, Metrics(), 10_000, loop)
+        batcher = Batcher([gate], Metrics(), 10_000, loop)
         jobs = [Job(*asked(number, some_labels(1, 9, 9)), loop.create_future(), 0) for number in range(4)]
         batcher.submit(jobs[0])
         assert await asyncio.to_thread(gate.entered.wait, 20)

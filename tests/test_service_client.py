@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 import rwkernels as rw
 from rwkernels.data import AddMap
 from rwkernels.service import RemoteMapBuilder, UnavailableError, connection
+from rwkernels.service.messages import Request
 from rwkernels.service.pipeline import Asked, Pipeline
 
 
@@ -221,13 +222,16 @@ class Recorded:
 
 def test_after_a_goodbye_nothing_is_sent_but_that_nothing_follows():
     exchange = Recorded()
-    pipeline = Pipeline(iter([Asked(None, None, bytes([number])) for number in range(6)]), exchange, window=2)
+    source = [Asked(None, Request(number, "rectified", (1, 2, 2), "uint8", 3, "uint8"), []) for number in range(6)]
+    messages = [item.message() for item in source]
+    assert len(set(messages)) == 6
+    pipeline = Pipeline(iter(source), exchange, window=2, shares_memory=False)
     asked = pipeline.asked()
-    assert next(asked).message == b"\0"
+    assert next(asked) is source[0]
     until(lambda: len(exchange.sent) == 2)
     pipeline.leave()
     assert pipeline.broken
     assert pipeline.receive() is None
-    assert [item.message for item in asked] == [bytes([number]) for number in range(1, 6)]  # for another stream
-    assert exchange.sent == [b"\0", b"\1"]
+    assert list(asked) == source[1:]  # for another stream
+    assert exchange.sent == messages[:2]
     assert exchange.ends == 1

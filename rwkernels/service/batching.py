@@ -1,4 +1,4 @@
-"""The one thread that launches the map builder, and which requests it joins."""
+"""The threads that launch the map builder, and which requests each joins."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -33,22 +33,26 @@ class Job:
 
 
 class Batcher:
-    """Builds the maps of jobs in a thread of its own, first come first served.
+    """Builds the maps of jobs, first come first served, in one thread for each launcher.
 
     A launch takes the first job and, while it is small, whatever else waits and fits to it. Nothing waits for more to
     come, so that a lone request is launched at once.
     """
 
     def __init__(
-        self, launcher: Launcher, metrics: Metrics, joined_bytes: int, loop: asyncio.AbstractEventLoop
+        self, launchers: Sequence[Launcher], metrics: Metrics, joined_bytes: int, loop: asyncio.AbstractEventLoop
     ) -> None:
-        self._launcher, self._metrics, self._joined_bytes, self._loop = launcher, metrics, joined_bytes, loop
+        self._metrics, self._joined_bytes, self._loop = metrics, joined_bytes, loop
         self._jobs: deque[Job] = deque()
         self._changed = threading.Condition()
         self._closed = False
-        self._launched_at: float | None = None
-        self._thread = threading.Thread(target=self._work, name="rwkernels-builder", daemon=True)
-        self._thread.start()
+        self._launched_at: dict[Launcher, float] = {}
+        self._threads = [
+            threading.Thread(target=self._work, args=(launcher,), name="rwkernels-builder", daemon=True)
+            for launcher in launchers
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def submit(self, job: Job) -> None:
         """Queues a job."""
@@ -59,17 +63,20 @@ class Batcher:
             self._changed.notify()
 
     def alive(self) -> bool:
-        """Whether the thread works and is not stuck in a launch."""
-        at = self._launched_at
-        return self._thread.is_alive() and (at is None or time.monotonic() - at < _LONGEST_LAUNCH)
+        """Whether all threads work and none is stuck in a launch."""
+        now = time.monotonic()
+        stuck = any(now - at >= _LONGEST_LAUNCH for at in list(self._launched_at.values()))
+        return not stuck and all(thread.is_alive() for thread in self._threads)
 
     def close(self, timeout: float = 10.0) -> bool:
-        """Ends the thread once all jobs are done; whether it did within `timeout`."""
+        """Ends the threads once all jobs are done; whether they did within `timeout`."""
         with self._changed:
             self._closed = True
-            self._changed.notify()
-        self._thread.join(timeout)
-        return not self._thread.is_alive()
+            self._changed.notify_all()
+        end = time.monotonic() + timeout
+        for thread in self._threads:
+            thread.join(max(end - time.monotonic(), 0.0))
+        return not any(thread.is_alive() for thread in self._threads)
 
     def _take(self) -> list[Job]:
         """The jobs of the next launch; waits for one. None once the batcher is closed and all is done."""
@@ -94,28 +101,28 @@ class Batcher:
             self._jobs = rest
             return taken
 
-    def _work(self) -> None:
+    def _work(self, launcher: Launcher) -> None:
         while jobs := self._take():
             # A client may be gone, and with it the labels, at any moment.
             wanted = [
                 (job, Asked(job.request, payload, job.slot)) for job in jobs if (payload := job.payload) is not None
             ]
             if wanted:
-                self._launch(wanted)
+                self._launch(launcher, wanted)
 
-    def _launch(self, wanted: list[tuple[Job, Asked]]) -> None:
-        self._launched_at = start = time.monotonic()
+    def _launch(self, launcher: Launcher, wanted: list[tuple[Job, Asked]]) -> None:
+        self._launched_at[launcher] = start = time.monotonic()
         jobs = [job for job, _ in wanted]
         for job in jobs:
             self._metrics.waiting.observe(start - job.received)
         try:
-            built = self._launcher.run([asked for _, asked in wanted])
+            built = launcher.run([asked for _, asked in wanted])
         except Exception:
             logs.event(logging.ERROR, "launch failed", exc_info=True)
             built = [
                 (Answer(job.request.id, error=("RuntimeError", "the map could not be built")), b"") for job in jobs
             ]
-        self._launched_at = None
+        del self._launched_at[launcher]
         self._metrics.launches.inc()
         self._metrics.joined.observe(len(jobs))
         self._metrics.building.observe(time.monotonic() - start)

@@ -64,7 +64,9 @@ class MapService:
         security.refuse_exposed(host, encrypted=certificates is not None, authenticated=authenticated, forced=insecure)
         self._host, self.port = "127.0.0.1" if host == "localhost" else host, port
         count = torch.get_num_threads() if threads is None else checks.integer("threads", threads, lowest=1)
-        self._launcher = Launcher(torch.device(device), count)
+        # Two on the CPU: while one checks and answers, the other builds.
+        where = torch.device(device)
+        self._launchers = [Launcher(where, count) for _ in range(2 if where.type == "cpu" else 1)]
         self._server: Any = None
         self._shared: Shared | None = None
         self._streams = 0
@@ -80,7 +82,7 @@ class MapService:
         shared = Shared(
             self.limits,
             self.metrics,
-            Batcher(self._launcher, self.metrics, self.limits.joined_bytes, asyncio.get_running_loop()),
+            Batcher(self._launchers, self.metrics, self.limits.joined_bytes, asyncio.get_running_loop()),
             Admission(self.limits.admitted_requests, self.limits.admitted_bytes),
             Room(self.limits.shared_bytes),
             asyncio.Event(),
