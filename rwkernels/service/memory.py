@@ -2,8 +2,8 @@
 
 With a request of a stream, a client may name a slot. The service then writes the answer into the memory of that slot, a
 `memfd`, and says where it is: `/proc/PROCESS/fd/DESCRIPTOR`, under a name that nobody else can have. The client maps it
-once, and names the slot again when the answer is no longer in use. Where it cannot map it (another container, another
-user), it asks again without a slot.
+once, and names the slot again when the answer is no longer in use; it may then leave the labels there. Where it cannot
+map it (another container, another user), it asks again without a slot.
 
 Nothing appears in a file system, so that nothing is left behind, whoever dies. The kernel lets processes of the same
 user open the memory and nobody else; its size is sealed, so that no process can pull it away under another.
@@ -16,7 +16,7 @@ import os
 import re
 import secrets
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -131,6 +131,11 @@ class Slots:
             self._room.left -= size
         return self._slots.get(number)
 
+    def sent(self, number: int, size: int) -> memoryview | None:
+        """What the client left in slot `number`; None if it has no such memory."""
+        kept = self._slots.get(number)
+        return kept.bytes.data[:size] if kept is not None and len(kept.bytes) >= size else None
+
     def close(self) -> None:
         """Gives all of them back."""
         for number in list(self._slots):
@@ -142,7 +147,7 @@ class Slots:
         slot.close()
 
 
-class SharedAnswers:
+class SharedMemory:
     """The client's side: which slots of a stream are free, and what the service wrote into the others."""
 
     def __init__(self, count: int) -> None:
@@ -161,8 +166,20 @@ class SharedAnswers:
         return None
 
     def give_back(self, number: int) -> None:
-        """Frees a slot that the service did not use."""
+        """Frees a slot that the service did not use, and may have no memory for any more."""
+        self._mapped.pop(number, None)
         self._free.append(number)
+
+    def leave(self, number: int, parts: Sequence[Bytes]) -> bool:
+        """Writes a payload into a slot that was taken; whether there is room for it."""
+        _, memory = self._mapped.get(number, (None, np.empty(0, np.uint8)))
+        if sum(map(len, parts)) > len(memory):
+            return False
+        start = 0
+        for part in parts:
+            memory[start : start + len(part)] = part
+            start += len(part)
+        return True
 
     def payload(self, number: int, place: Place, size: int) -> Bytes:
         """The answer in a slot, which is free again when the array and all that use it are gone.

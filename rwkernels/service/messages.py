@@ -64,6 +64,7 @@ class Request:
         options: Further options of the family.
         class_max: Whether float32 `[B, K]` follows the labels: the largest distances to divide by.
         slot: Of the stream, whose memory the client can read and has no more need of (`rwkernels.service.memory`).
+        in_slot: Whether what else follows the header lies there.
     """
 
     id: int
@@ -78,6 +79,7 @@ class Request:
     options: tuple[tuple[str, float], ...] = ()
     class_max: bool = False
     slot: int | None = None
+    in_slot: bool = False
 
     @property
     def label_bytes(self) -> int:
@@ -148,6 +150,7 @@ class Request:
             "options": dict(self.options),
             "class_max": self.class_max,
             "slot": self.slot,
+            "in_slot": self.in_slot,
         }
 
 
@@ -283,6 +286,7 @@ def request(header: Mapping[str, Any], payload: memoryview, limits: Limits) -> R
         options=_options(header["options"], family),
         class_max=_flag(header, "class_max"),
         slot=None if header["slot"] is None else _integer(header, "slot", 0, SLOTS),
+        in_slot=_flag(header, "in_slot"),
     )
     if found.class_max and family != "rectified":
         raise MalformedError('class_max: expected none but for "rectified" maps')
@@ -290,8 +294,11 @@ def request(header: Mapping[str, Any], payload: memoryview, limits: Limits) -> R
         raise MalformedError("black_border: expected false for a map without distances")
     _at_most("labels", max(found.payload_bytes, found.label_bytes), limits.request_bytes, "bytes")
     _at_most("map", max(found.answer_bytes, found.built_bytes), limits.answer_bytes, "bytes")
-    if len(payload) != found.payload_bytes:
-        raise MalformedError(f"payload: expected {found.payload_bytes} bytes for this shape, got {len(payload)}")
+    if found.in_slot and found.slot is None:
+        raise MalformedError("in_slot: expected false without a slot")
+    expected = 0 if found.in_slot else found.payload_bytes
+    if len(payload) != expected:
+        raise MalformedError(f"payload: expected {expected} bytes for this shape, got {len(payload)}")
     return found
 
 

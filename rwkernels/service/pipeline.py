@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rwkernels.service import messages
 from rwkernels.service.connection import Exchange
-from rwkernels.service.memory import Bytes, OutOfReachError, SharedAnswers
+from rwkernels.service.memory import Bytes, OutOfReachError, SharedMemory
 from rwkernels.service.messages import Answer, Request
 
 _WORTH_A_SLOT = 64 << 10
@@ -27,15 +27,16 @@ class Asked:
     labels: Tensor
     request: Request
     payload: Sequence[npt.NDArray[np.uint8]]
-    in_slot: bool = False  # whether its answer is in the slot that it named
+    answered_in_slot: bool = False
 
     def message(self) -> bytes:
         """What is sent."""
-        return b"".join([messages.packed(self.request.header()), *(part.data for part in self.payload)])
+        payload = () if self.request.in_slot else self.payload
+        return b"".join([messages.packed(self.request.header()), *(part.data for part in payload)])
 
     def without_slot(self) -> Asked:
         """The same, to be answered in a message."""
-        return replace(self, request=replace(self.request, slot=None))
+        return replace(self, request=replace(self.request, slot=None, in_slot=False))
 
 
 class Pipeline:
@@ -47,7 +48,7 @@ class Pipeline:
     def __init__(self, source: Iterator[Asked], exchange: Exchange | None, window: int, shares_memory: bool) -> None:
         self._exchange = exchange
         # As many slots for maps in use as for those under way.
-        self._memory = SharedAnswers(2 * window) if shares_memory else None
+        self._memory = SharedMemory(2 * window) if shares_memory else None
         self._window = window
         self._turns = threading.Semaphore(window)
         self._asked: queue.SimpleQueue[Asked | Exception | None] = queue.SimpleQueue()
@@ -65,7 +66,7 @@ class Pipeline:
             if isinstance(item, Exception):
                 raise item
             yield item
-            if item.request.slot is not None and not item.in_slot and self._memory is not None:
+            if item.request.slot is not None and not item.answered_in_slot and self._memory is not None:
                 self._memory.give_back(item.request.slot)
             self._turns.release()
 
@@ -100,7 +101,7 @@ class Pipeline:
         except OutOfReachError:
             self._memory = None
             raise
-        asked.in_slot = True
+        asked.answered_in_slot = True
         return found if memory.free >= self._window else found.data
 
     def leave(self) -> None:
@@ -123,8 +124,7 @@ class Pipeline:
                 self._turns.acquire()
                 if self._stopped:
                     return
-                if self._memory is not None and item.request.answer_bytes >= _WORTH_A_SLOT:
-                    item.request = replace(item.request, slot=self._memory.take())
+                self._take_slot(item)
                 message = item.message()
                 self._asked.put(item)
                 self._send(message)
@@ -133,6 +133,13 @@ class Pipeline:
             self._asked.put(error)
         finally:
             self._asked.put(None)
+
+    def _take_slot(self, item: Asked) -> None:
+        """Names a slot for the answer if there is one, and leaves the payload there if its memory is known."""
+        memory = self._memory
+        if memory is None or item.request.answer_bytes < _WORTH_A_SLOT or (slot := memory.take()) is None:
+            return
+        item.request = replace(item.request, slot=slot, in_slot=memory.leave(slot, item.payload))
 
     def _send(self, message: bytes | None) -> None:
         """Sends a message, or that none follows.

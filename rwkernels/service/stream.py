@@ -203,6 +203,11 @@ class Stream:
         except RefusedError as error:
             await self._ordered.put((Answer(number, error=("ValueError", str(error))), _NOTHING))
             return
+        if request.slot is not None and request.in_slot:
+            left = self._slots.sent(request.slot, request.payload_bytes)
+            if left is None:
+                raise MalformedError("in_slot: expected a slot that has room for the labels")
+            payload = left
         size = request.payload_bytes + request.built_bytes + request.answer_bytes
         await self._share.acquire(size)
         try:
