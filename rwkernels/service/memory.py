@@ -55,8 +55,8 @@ class Place:
         """The fields as they are sent."""
         return {"process": self.process, "descriptor": self.descriptor, "name": self.name}
 
-    def map(self) -> Bytes:
-        """Its bytes.
+    def map(self) -> mmap.mmap:
+        """Its memory.
 
         Raises:
             OutOfReachError: It is not there, or not for this process.
@@ -67,7 +67,7 @@ class Place:
             if self._is(link):  # nothing else is opened
                 descriptor = os.open(link, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
                 if self._is(f"/proc/self/fd/{descriptor}"):
-                    return np.frombuffer(mmap.mmap(descriptor, 0), np.uint8)
+                    return mmap.mmap(descriptor, 0)
         except (OSError, ValueError) as error:
             raise OutOfReachError(link) from error
         finally:
@@ -152,7 +152,7 @@ class SharedMemory:
 
     def __init__(self, count: int) -> None:
         self._free = list(range(min(count, SLOTS)))
-        self._mapped: dict[int, tuple[Place, Bytes]] = {}
+        self._mapped: dict[int, tuple[Place, mmap.mmap]] = {}
 
     @property
     def free(self) -> int:
@@ -172,13 +172,14 @@ class SharedMemory:
 
     def leave(self, number: int, parts: Sequence[Bytes]) -> bool:
         """Writes a payload into a slot that was taken; whether there is room for it."""
-        _, memory = self._mapped.get(number, (None, np.empty(0, np.uint8)))
+        if number not in self._mapped:
+            return False
+        memory = self._mapped[number][1]
         if sum(map(len, parts)) > len(memory):
             return False
-        start = 0
+        memory.seek(0)
         for part in parts:
-            memory[start : start + len(part)] = part
-            start += len(part)
+            memory.write(part.data)
         return True
 
     def payload(self, number: int, place: Place, size: int) -> Bytes:
@@ -192,6 +193,7 @@ class SharedMemory:
             kept = self._mapped[number] = place, place.map()
         if len(kept[1]) < size:
             raise OutOfReachError(f"{len(kept[1])} bytes, expected {size}")
-        found = kept[1][:size]
+        # Views of an array that has no array as its base keep it, and not what is below it.
+        found: Bytes = np.frombuffer(kept[1], np.uint8, size)
         weakref.finalize(found, self._free.append, number).atexit = False
         return found

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import math
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -29,6 +30,7 @@ _SHUTDOWN = "the service is shutting down"
 _LEAVE = Answer(0, error=(messages.CLOSING, _SHUTDOWN))
 _HERE = ("ipv4:127.", "ipv6:[::1]", "ipv6:%5B::1%5D", "unix:")
 """Clients on this machine."""
+_TAKES = 0.01
 _LEAVES = 5.0
 """Seconds that a client gets to stop sending."""
 
@@ -64,9 +66,12 @@ class Stream:
         self._ordered: asyncio.Queue[Job | Built | Answer | Ended | None] = asyncio.Queue(2 * limits.window)
         self._held: set[Job] = set()
         self._slots = Slots(shared.room)
-        self._pending: asyncio.Future[Any] | None = None  # what is being read
-        self._draining: asyncio.Future[Any]
-        self._left = asyncio.Event()
+        self._waits = False  # for a message
+        self._last = time.monotonic()  # when one came, or an answer was sent
+        self._writing: float | None = None  # an answer, since then
+        self._unread: Ended | None = None
+        self._leaving = False  # nothing more is taken
+        self._left, self._read_all_done = asyncio.Event(), asyncio.Event()
         self._is_here = context.peer().startswith(_HERE)
         self._ends_at = time.monotonic() + limits.stream_time
         self.id = logs.new_id()
@@ -78,7 +83,7 @@ class Stream:
         Raises:
             Ended: The service ends it.
         """
-        self._draining = asyncio.ensure_future(self._shared.draining.wait())
+        watch = asyncio.create_task(self._watch(asyncio.current_task()))
         reader = asyncio.create_task(self._read())
         try:
             while (item := await self._ordered.get()) is not None:
@@ -89,9 +94,13 @@ class Stream:
                     self._left.set()
                 else:
                     await self._send(item)
+        except asyncio.CancelledError:
+            if self._unread is None:
+                raise
+            raise self._unread from None
         finally:
+            watch.cancel()
             reader.cancel()
-            self._draining.cancel()
             for job in self._held:
                 job.future.cancel()
                 job.payload = None  # its room is given back: what waits to be built keeps no labels
@@ -106,8 +115,6 @@ class Stream:
             await self._read_all()
         except Ended as ended:
             end = ended
-            if ended.reason == "shutdown":
-                await self._leave()
         except MalformedError as error:
             end = Ended(grpc.StatusCode.INVALID_ARGUMENT, "malformed", str(error))
         except asyncio.CancelledError:
@@ -115,70 +122,83 @@ class Stream:
         except Exception:
             logs.event(logging.ERROR, "reading failed", stream=self.id, exc_info=True)
             end = Ended(grpc.StatusCode.INTERNAL, "internal", "internal error")
-        await self._ordered.put(end)
+        self._read_all_done.set()
+        if not self._leaving:
+            await self._ordered.put(end)
 
     async def _read_all(self) -> None:
         asked = False
-        try:
-            while True:
-                message = await self._until_read()
-                if message is grpc.aio.EOF:
-                    if not asked:
-                        raise MalformedError("stream: expected a request, got none")
-                    return
-                received = time.monotonic()
-                self._count(len(message))
-                data = flight.parse(message)
-                if data.command is None and self.messages == 1:
-                    raise MalformedError("FlightDescriptor: expected one in the first message")
-                if data.command not in (None, messages.COMMAND):
-                    raise MalformedError(f"FlightDescriptor: expected the command {messages.COMMAND.decode()}")
-                if data.metadata is not None and len(data.metadata) > 0:
-                    asked = True
-                    await self._take(data.metadata, received)
-                elif self.messages > 1:
-                    raise MalformedError("app_metadata: expected a request")
-                del message, data
-        finally:
-            if self._pending is not None:
-                # What a stream that has ended still reads is of no interest, nor is that it cannot.
-                self._pending.add_done_callback(lambda future: future.cancelled() or future.exception())
+        while True:
+            self._waits = True
+            message = await self._context.read()
+            self._waits = False
+            if message is grpc.aio.EOF:
+                if not asked and not self._leaving:
+                    raise MalformedError("stream: expected a request, got none")
+                return
+            if self._leaving:
+                continue  # the client hears, or has heard, that this is not taken
+            received = self._last = time.monotonic()
+            self._count(len(message))
+            data = flight.parse(message)
+            if data.command is None and self.messages == 1:
+                raise MalformedError("FlightDescriptor: expected one in the first message")
+            if data.command not in (None, messages.COMMAND):
+                raise MalformedError(f"FlightDescriptor: expected the command {messages.COMMAND.decode()}")
+            if data.metadata is not None and len(data.metadata) > 0:
+                asked = True
+                await self._take(data.metadata, received)
+            elif self.messages > 1:
+                raise MalformedError("app_metadata: expected a request")
+            del message, data
 
     @property
     def left(self) -> bool:
         """Whether the client knows that nothing more is taken."""
         return self._left.is_set()
 
+    async def _watch(self, serving: asyncio.Task[None] | None) -> None:
+        """Ends the stream when the limits of time say so, and when the service shuts down."""
+        limits = self._shared.limits
+        while not self._shared.draining.is_set():
+            now = time.monotonic()
+            if self._writing is not None and now - self._writing >= limits.idle_time:
+                self._unread = Ended(grpc.StatusCode.DEADLINE_EXCEEDED, "unread", "an answer was not read in time")
+                assert serving is not None
+                serving.cancel()
+                return
+            if now >= self._ends_at:
+                text = "the stream has lasted too long, open another"
+                await self._end(Ended(grpc.StatusCode.UNAVAILABLE, "stream_time", text))
+                return
+            if now - self._last >= limits.idle_time and not self._held:
+                text = f"nothing came for {limits.idle_time:g} seconds"
+                await self._end(Ended(grpc.StatusCode.DEADLINE_EXCEEDED, "idle", text))
+                return
+            since = min(now if self._held else self._last, now if self._writing is None else self._writing)
+            with suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._shared.draining.wait(), min(since + limits.idle_time, self._ends_at) - now)
+        await self._leave()
+
+    async def _end(self, end: Ended | Answer) -> None:
+        """Queues the end; nothing that is read from now on is taken."""
+        self._leaving = True
+        await self._ordered.put(end)
+
     async def _leave(self) -> None:
         """Tells the client, after its last answer, that nothing more is taken, and reads until it sends nothing more.
 
         For a client that sends to a stream which has ended loses the answers it has not read: Arrow's drains them.
         """
-        await self._ordered.put(_LEAVE)
-        await self._left.wait()
-        end = time.monotonic() + _LEAVES
-        while self._pending is not None and (left := end - time.monotonic()) > 0:
-            await asyncio.wait((self._pending,), timeout=left)
-            if not self._pending.done() or self._pending.exception() or self._pending.result() is grpc.aio.EOF:
+        while not self._waits:  # a request is being taken
+            if self._read_all_done.is_set():
                 return
-            self._pending = asyncio.ensure_future(self._context.read())
-
-    async def _until_read(self) -> Any:
-        """The next message, waited for no longer than the limits of time say, nor once the service shuts down."""
-        limits = self._shared.limits
-        pending = self._pending = asyncio.ensure_future(self._context.read())
-        while not pending.done():
-            left = self._ends_at - time.monotonic()
-            if left <= 0:
-                raise Ended(grpc.StatusCode.UNAVAILABLE, "stream_time", "the stream has lasted too long, open another")
-            if self._draining.done():
-                raise Ended(grpc.StatusCode.UNAVAILABLE, "shutdown", _SHUTDOWN)
-            await asyncio.wait(
-                (pending, self._draining), timeout=min(left, limits.idle_time), return_when=asyncio.FIRST_COMPLETED
-            )
-            if not pending.done() and not self._draining.done() and not self._held and left > limits.idle_time:
-                raise Ended(grpc.StatusCode.DEADLINE_EXCEEDED, "idle", f"nothing came for {limits.idle_time:g} seconds")
-        return pending.result()
+            await asyncio.sleep(_TAKES)
+        await self._end(_LEAVE)
+        await self._left.wait()
+        with suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._read_all_done.wait(), _LEAVES)
+        await self._ordered.put(Ended(grpc.StatusCode.UNAVAILABLE, "shutdown", _SHUTDOWN))
 
     def _count(self, size: int) -> None:
         limits = self._shared.limits
@@ -239,10 +259,10 @@ class Stream:
             self._release(item)
 
     async def _write(self, message: bytes) -> None:
-        try:
-            await asyncio.wait_for(self._context.write(message), self._shared.limits.idle_time)
-        except asyncio.TimeoutError:
-            raise Ended(grpc.StatusCode.DEADLINE_EXCEEDED, "unread", "an answer was not read in time") from None
+        self._writing = time.monotonic()
+        await self._context.write(message)
+        self._writing = None
+        self._last = time.monotonic()
 
     def _release(self, job: Job) -> None:
         self._share.release(job.size)
