@@ -47,7 +47,7 @@ class Setting:
 
     shape: tuple[int, ...] = (8, 512, 512)  # 2 MiB in uint8
     small: tuple[int, ...] = (2, 256, 256)
-    batches: int = 40  # of one turn
+    batches: int = 100  # of one turn, over one stream
     turns: int = 5
     seconds: float = 10.0  # of every row of latencies
     requests: int = 10_000

@@ -351,22 +351,23 @@ class RemoteMapBuilder(MapBuilder):
 
 
 def _values(request: Request, payload: memoryview | Bytes, url: str) -> Tensor:
-    """The values in a payload, float32; checked, for no map has others. An array of float32 is not copied."""
+    """The values in a payload, float32.
+
+    Those that came over the network are checked, for no map has values that are not finite. An array lies in memory
+    that the service has written as this process would have; if it is float32, it is not even copied.
+    """
     given = np.frombuffer(payload, np.dtype(request.answer).newbyteorder("<"))
+    if request.answer == "float32" and isinstance(payload, np.ndarray):
+        return torch.from_numpy(given).view(request.answer_shape)
+    values = torch.empty(request.answer_shape, dtype=torch.float32)
     if request.answer in ("uint8", "uint16"):
-        values = torch.empty(request.answer_shape, dtype=torch.float32)
         quantised.decode_array(given, values)
         return values
-    if request.answer == "float32" and isinstance(payload, np.ndarray):
-        values = torch.from_numpy(given).view(request.answer_shape)
-    else:
-        values = torch.empty(request.answer_shape, dtype=torch.float32)
-        native.advise_huge_pages(values)
+    native.advise_huge_pages(values)
     flat = values.view(-1).numpy()
     for start in range(0, len(given), _BLOCK):
         part = flat[start : start + _BLOCK]
-        if not np.may_share_memory(part, given):
-            part[:] = given[start : start + _BLOCK]
+        part[:] = given[start : start + _BLOCK]
         # What is not finite shows in the sum; the part is still in the cache.
         if not np.isfinite(np.add.reduce(part)) and not np.isfinite(part).all():
             raise ConnectionError(f"{url}: expected finite values, got others")

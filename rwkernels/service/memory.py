@@ -107,7 +107,7 @@ class Room:
     """How many bytes the slots of all streams may take."""
 
     def __init__(self, size: int) -> None:
-        self.left = size if hasattr(os, "memfd_create") else 0
+        self.used, self.size = 0, size if hasattr(os, "memfd_create") else 0
 
 
 class Slots:
@@ -124,11 +124,11 @@ class Slots:
             return kept
         if kept is not None:
             self._drop(number)
-        if not 0 < size <= self._room.left:
+        if not 0 < size <= self._room.size - self._room.used:
             return None
         with suppress(OSError):  # too many open files, or no memory
             self._slots[number] = Slot(size)
-            self._room.left -= size
+            self._room.used += size
         return self._slots.get(number)
 
     def sent(self, number: int, size: int) -> memoryview | None:
@@ -143,7 +143,7 @@ class Slots:
 
     def _drop(self, number: int) -> None:
         slot = self._slots.pop(number)
-        self._room.left += len(slot.bytes)
+        self._room.used -= len(slot.bytes)
         slot.close()
 
 

@@ -194,7 +194,7 @@ class Answer:
 
 def packed(header: Mapping[str, Any]) -> bytes:
     """The start of a message; its payload follows, at a multiple of 16 bytes."""
-    text = json.dumps(header, separators=(",", ":"), allow_nan=False).encode()
+    text = _ENCODER.encode(header).encode()
     text += b" " * (-(_PREFIX.size + len(text)) % 16)
     if len(text) > HEADER_BYTES:
         raise ValueError(f"header: expected at most {HEADER_BYTES} bytes, got {len(text)} (fewer images in one call)")
@@ -215,11 +215,7 @@ def split(message: memoryview) -> tuple[dict[str, Any], memoryview]:
     if length > min(HEADER_BYTES, len(message) - _PREFIX.size):
         raise MalformedError(f"header: expected at most {HEADER_BYTES} bytes and no more than came, got {length}")
     try:
-        header = json.loads(
-            bytes(message[_PREFIX.size : _PREFIX.size + length]).decode(),
-            object_pairs_hook=_without_repeats,
-            parse_constant=_no_constant,
-        )
+        header = _DECODER.decode(bytes(message[_PREFIX.size : _PREFIX.size + length]).decode())
     except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, digits without end, brackets without end
         raise MalformedError("header: expected JSON without repeated keys and constants") from error
     if not isinstance(header, dict):
@@ -237,6 +233,9 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _no_constant(name: str) -> NoReturn:
     raise ValueError(name)
 
+
+_ENCODER = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
+_DECODER = json.JSONDecoder(object_pairs_hook=_without_repeats, parse_constant=_no_constant)
 
 _REQUEST_KEYS = frozenset(Request(0, "", (1,), "uint8", 1, "uint8").header())
 _ANSWER_KEYS = frozenset(Answer(0).header())

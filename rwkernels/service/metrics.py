@@ -47,6 +47,7 @@ class Metrics:
         self.streams = Gauge(f"{name}_streams", "Streams that are open", registry=registry)
         self.admitted = Gauge(f"{name}_admitted_requests", "Requests waiting, built or sent now", registry=registry)
         self.admitted_bytes = Gauge(f"{name}_admitted_bytes", "Bytes held for them", registry=registry)
+        self.shared_bytes = Gauge(f"{name}_shared_bytes", "Memory that clients read answers from", registry=registry)
         self.ready = Gauge(f"{name}_ready", "1 while new requests are taken", registry=registry)
 
     def text(self) -> bytes:

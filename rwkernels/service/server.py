@@ -87,6 +87,9 @@ class MapService:
             Room(self.limits.shared_bytes),
             asyncio.Event(),
         )
+        self.metrics.admitted.set_function(lambda: shared.admission.requests)
+        self.metrics.admitted_bytes.set_function(lambda: shared.admission.size)
+        self.metrics.shared_bytes.set_function(lambda: shared.room.used)
         self._server = grpc.aio.server(
             options=_channel_options(self.limits), compression=grpc.Compression.NoCompression
         )

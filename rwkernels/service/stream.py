@@ -244,7 +244,6 @@ class Stream:
             slot = self._slots.take(request.slot, request.answer_bytes)
         job = Job(request, payload, asyncio.get_running_loop().create_future(), size, received, slot)
         self._held.add(job)
-        self._measure()
         self._shared.batcher.submit(job)
         await self._ordered.put(job)
 
@@ -267,11 +266,6 @@ class Stream:
     def _release(self, job: Job) -> None:
         self._share.release(job.size)
         self._shared.admission.release(job.size)
-        self._measure()
-
-    def _measure(self) -> None:
-        self._shared.metrics.admitted.set(self._shared.admission.requests)
-        self._shared.metrics.admitted_bytes.set(self._shared.admission.size)
 
     def _observe(self, item: Job | Built, answer: Answer, size: int) -> None:
         metrics = self._shared.metrics
