@@ -30,15 +30,15 @@ class Admission:
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append((turn, size))
         try:
-            await asyncio.wait_for(asyncio.shield(turn), timeout)
-        except BaseException as error:
+            await asyncio.wait((turn,), timeout=timeout)  # wait_for may lose a cancellation (before Python 3.12)
+            if not turn.done():
+                raise TimeoutError
+        except BaseException:
             if turn.done():
                 self.release(size)
             else:
                 turn.cancel()
                 self._admit()  # those behind it may fit
-            if isinstance(error, asyncio.TimeoutError):
-                raise TimeoutError from None
             raise
 
     def release(self, size: int) -> None:

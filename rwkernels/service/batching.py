@@ -31,6 +31,10 @@ class Job:
     received: float = field(default_factory=time.monotonic)
     slot: Slot | None = None  # where the answer is to be written
 
+    def forget(self) -> None:
+        """Lets go of the labels and of the slot: whoever still holds the job keeps no memory with it."""
+        self.payload = self.slot = None
+
 
 class Batcher:
     """Builds the maps of jobs, first come first served, in one thread for each launcher.
@@ -127,7 +131,7 @@ class Batcher:
         self._metrics.joined.observe(len(jobs))
         self._metrics.building.observe(time.monotonic() - start)
         for job in jobs:
-            job.payload = None
+            job.forget()
         wanted.clear()
         _from_thread(self._loop, partial(_finish, jobs, built))
 

@@ -30,7 +30,6 @@ _SHUTDOWN = "the service is shutting down"
 _LEAVE = Answer(0, error=(messages.CLOSING, _SHUTDOWN))
 _HERE = ("ipv4:127.", "ipv6:[::1]", "ipv6:%5B::1%5D", "unix:")
 """Clients on this machine."""
-_TAKES = 0.01
 _LEAVES = 5.0
 """Seconds that a client gets to stop sending."""
 
@@ -63,7 +62,7 @@ class Stream:
         limits = shared.limits
         # So that nobody who leaves answers unread takes all the room there is.
         self._share = Admission(limits.window, limits.admitted_bytes // 4)
-        self._ordered: asyncio.Queue[Job | Built | Answer | Ended | None] = asyncio.Queue(2 * limits.window)
+        self._ordered: asyncio.Queue[Job | Built | Answer | Ended | None] = asyncio.Queue()  # as long as its share
         self._held: set[Job] = set()
         self._slots = Slots(shared.room)
         self._waits = False  # for a message
@@ -83,27 +82,21 @@ class Stream:
         Raises:
             Ended: The service ends it.
         """
-        watch = asyncio.create_task(self._watch(asyncio.current_task()))
-        reader = asyncio.create_task(self._read())
+        beside = (self._read(), self._watch(asyncio.current_task()), self._leave())
+        tasks = [asyncio.create_task(found) for found in beside]
         try:
-            while (item := await self._ordered.get()) is not None:
-                if isinstance(item, Ended):
-                    raise item
-                if isinstance(item, Answer):
-                    await self._write(flight.pack(messages.packed(item.header()), b""))
-                    self._left.set()
-                else:
-                    await self._send(item)
+            while await self._send(await self._ordered.get()):  # in no variable: what is sent takes no memory any more
+                pass
         except asyncio.CancelledError:
             if self._unread is None:
                 raise
             raise self._unread from None
         finally:
-            watch.cancel()
-            reader.cancel()
+            for task in tasks:
+                task.cancel()
             for job in self._held:
                 job.future.cancel()
-                job.payload = None  # its room is given back: what waits to be built keeps no labels
+                job.forget()  # its room is given back
                 self._release(job)
             self._held.clear()
             self._slots.close()
@@ -124,11 +117,13 @@ class Stream:
             end = Ended(grpc.StatusCode.INTERNAL, "internal", "internal error")
         self._read_all_done.set()
         if not self._leaving:
-            await self._ordered.put(end)
+            self._ordered.put_nowait(end)
 
     async def _read_all(self) -> None:
         asked = False
         while True:
+            if self._shared.draining.is_set():
+                self._end(_LEAVE)
             self._waits = True
             message = await self._context.read()
             self._waits = False
@@ -158,47 +153,46 @@ class Stream:
         return self._left.is_set()
 
     async def _watch(self, serving: asyncio.Task[None] | None) -> None:
-        """Ends the stream when the limits of time say so, and when the service shuts down."""
+        """Ends the stream when the limits of time say so."""
         limits = self._shared.limits
-        while not self._shared.draining.is_set():
+        while True:
             now = time.monotonic()
             if self._writing is not None and now - self._writing >= limits.idle_time:
                 self._unread = Ended(grpc.StatusCode.DEADLINE_EXCEEDED, "unread", "an answer was not read in time")
                 assert serving is not None
                 serving.cancel()
                 return
+            silent = self._waits and not self._held
             if now >= self._ends_at:
                 text = "the stream has lasted too long, open another"
-                await self._end(Ended(grpc.StatusCode.UNAVAILABLE, "stream_time", text))
-                return
-            if now - self._last >= limits.idle_time and not self._held:
+                self._end(Ended(grpc.StatusCode.UNAVAILABLE, "stream_time", text))
+            elif silent and now - self._last >= limits.idle_time:
                 text = f"nothing came for {limits.idle_time:g} seconds"
-                await self._end(Ended(grpc.StatusCode.DEADLINE_EXCEEDED, "idle", text))
-                return
-            since = min(now if self._held else self._last, now if self._writing is None else self._writing)
-            with suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._shared.draining.wait(), min(since + limits.idle_time, self._ends_at) - now)
-        await self._leave()
+                self._end(Ended(grpc.StatusCode.DEADLINE_EXCEEDED, "idle", text))
+            due = now if self._writing is None else self._writing
+            if not self._leaving:
+                due = min(due, self._last if silent else now, self._ends_at - limits.idle_time)
+            await asyncio.sleep(due + limits.idle_time - now)
 
-    async def _end(self, end: Ended | Answer) -> None:
-        """Queues the end; nothing that is read from now on is taken."""
-        self._leaving = True
-        await self._ordered.put(end)
+    def _end(self, end: Ended | Answer) -> None:
+        """Queues the end, unless there is one; nothing that is read from now on is taken."""
+        if not self._leaving:
+            self._leaving = True
+            self._ordered.put_nowait(end)
 
     async def _leave(self) -> None:
-        """Tells the client, after its last answer, that nothing more is taken, and reads until it sends nothing more.
+        """When the service shuts down: tells the client, after its last answer, that nothing more is taken.
 
-        For a client that sends to a stream which has ended loses the answers it has not read: Arrow's drains them.
+        Reads until it sends nothing more, for a client that sends to a stream which has ended loses the answers it has
+        not read: Arrow's drains them.
         """
-        while not self._waits:  # a request is being taken
-            if self._read_all_done.is_set():
-                return
-            await asyncio.sleep(_TAKES)
-        await self._end(_LEAVE)
+        await self._shared.draining.wait()
+        if self._waits:  # else a request is being taken, and the reader tells
+            self._end(_LEAVE)
         await self._left.wait()
         with suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._read_all_done.wait(), _LEAVES)
-        await self._ordered.put(Ended(grpc.StatusCode.UNAVAILABLE, "shutdown", _SHUTDOWN))
+        self._ordered.put_nowait(Ended(grpc.StatusCode.UNAVAILABLE, "shutdown", _SHUTDOWN))
 
     def _count(self, size: int) -> None:
         limits = self._shared.limits
@@ -221,7 +215,7 @@ class Stream:
         try:
             request = messages.request(header, payload, self._shared.limits)
         except RefusedError as error:
-            await self._ordered.put((Answer(number, error=("ValueError", str(error))), _NOTHING))
+            await self._refuse(number, "ValueError", str(error))
             return
         if request.slot is not None and request.in_slot:
             left = self._slots.sent(request.slot, request.payload_bytes)
@@ -236,8 +230,7 @@ class Stream:
             self._share.release(size)
             if not isinstance(error, TimeoutError):
                 raise
-            busy = Answer(number, error=("Unavailable", "the service is busy, come again"))
-            await self._ordered.put((busy, _NOTHING))
+            await self._refuse(number, "Unavailable", "the service is busy, come again")
             return
         slot = None
         if request.slot is not None and self._is_here:
@@ -245,9 +238,22 @@ class Stream:
         job = Job(request, payload, asyncio.get_running_loop().create_future(), size, received, slot)
         self._held.add(job)
         self._shared.batcher.submit(job)
-        await self._ordered.put(job)
+        self._ordered.put_nowait(job)
 
-    async def _send(self, item: Job | Built) -> None:
+    async def _refuse(self, number: int, kind: str, text: str) -> None:
+        await self._share.acquire(0)  # who reads no answers is read no further
+        self._ordered.put_nowait((Answer(number, error=(kind, text)), _NOTHING))
+
+    async def _send(self, item: Job | Built | Answer | Ended | None) -> bool:
+        """Sends what comes next; whether more may follow."""
+        if item is None:
+            return False
+        if isinstance(item, Ended):
+            raise item
+        if isinstance(item, Answer):
+            await self._write(flight.pack(messages.packed(item.header()), b""))
+            self._left.set()
+            return True
         answer, payload = await item.future if isinstance(item, Job) else item
         message = flight.pack(messages.packed(answer.header()), payload)
         await self._write(message)
@@ -256,6 +262,9 @@ class Stream:
         if isinstance(item, Job):
             self._held.discard(item)
             self._release(item)
+        else:
+            self._share.release(0)
+        return True
 
     async def _write(self, message: bytes) -> None:
         self._writing = time.monotonic()
