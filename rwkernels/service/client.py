@@ -320,19 +320,22 @@ class RemoteMapBuilder(MapBuilder):
         watch = Watch(self.timeout, pipeline.cancel)
         try:
             for asked in pipeline.asked():
-                if pipeline.broken and time.monotonic() < self._local_until:
-                    yield super()._build(asked.labels, None, None)
-                    continue
-                try:
-                    found = self._next_answer(pipeline, watch, asked)
-                except (ConnectionError, TimeoutError) as error:
-                    yield self._built_here(error, asked.labels)
-                else:
-                    yield self._map(asked, *found)
+                yield self._next_map(pipeline, watch, asked)
+            with watch, suppress(ConnectionError, TimeoutError):
+                pipeline.finish()
         finally:
             pipeline.stop()
             watch.close()
             pipeline.cancel()
+
+    def _next_map(self, pipeline: Pipeline, watch: Watch, asked: Asked) -> Map:
+        """The map of `asked`, which is the next one of the stream."""
+        if pipeline.broken and time.monotonic() < self._local_until:
+            return super()._build(asked.labels, None, None)
+        try:
+            return self._map(asked, *self._next_answer(pipeline, watch, asked))
+        except (ConnectionError, TimeoutError) as error:
+            return self._built_here(error, asked.labels)
 
     def _next_answer(self, pipeline: Pipeline, watch: Watch, asked: Asked) -> tuple[Answer, memoryview | Bytes]:
         """The answer to `asked`, which is the next one of the stream, or one to the same question asked again."""

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rwkernels.service.server import MapService
 
 FLIGHT_PORT, MONITOR_PORT = 8815, 8816
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 DONE, UNFINISHED, USAGE = 0, 1, 2
 _FLUSH = 5.0
 """Seconds for answers on their way, once all are written."""
@@ -67,9 +68,9 @@ def run(parsed: argparse.Namespace) -> int:
     try:
         from rwkernels.service import logs
 
-        logs.write_to(sys.stderr, getattr(logging, parsed.log_level.upper()))
-        _keep_memory()
-        return asyncio.run(_serve(parsed))
+        with logs.written_to(sys.stderr, getattr(logging, parsed.log_level.upper())):
+            _keep_memory()
+            return asyncio.run(_serve(parsed))
     except (ValueError, TypeError, OSError, ImportError) as error:
         print(f"rwkernels serve: {error}", file=sys.stderr)
         return USAGE
@@ -83,11 +84,13 @@ async def _serve(parsed: argparse.Namespace) -> int:
     stop = asyncio.Event()
     hurry = asyncio.Event()
 
+    loop = asyncio.get_running_loop()
+
     def asked_to_stop() -> None:
         (hurry if stop.is_set() else stop).set()
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, asked_to_stop)
+    for number in _SIGNALS:
+        loop.add_signal_handler(number, asked_to_stop)
     await service.start()
     monitor = None
     finished = False
@@ -112,6 +115,9 @@ async def _serve(parsed: argparse.Namespace) -> int:
         await service.stop(_FLUSH if finished else None)
         if monitor is not None:
             monitor.close()
+    for number in _SIGNALS:  # a late one would kill the process before its last line is written
+        loop.remove_signal_handler(number)
+        signal.signal(number, signal.SIG_IGN)
     logs.event(logging.INFO, "stopped", finished=finished)
     return DONE if finished else UNFINISHED
 

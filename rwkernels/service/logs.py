@@ -9,7 +9,8 @@ import os
 import queue
 import secrets
 import threading
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, TextIO
 
 NAME = "rwkernels.service"
@@ -101,14 +102,19 @@ def _put(stream: TextIO, line: str) -> None:
         data = data[os.write(descriptor, data) :]
 
 
-def write_to(stream: TextIO, level: int) -> logging.Handler:
-    """Writes the service's logs to `stream` as JSON lines."""
+@contextmanager
+def written_to(stream: TextIO, level: int) -> Iterator[None]:
+    """Writes the service's logs to `stream` as JSON lines; all are written at the end, if somebody reads them."""
     handler = Writer(stream)
     found = logger()
     found.addHandler(handler)
     found.setLevel(level)
     found.propagate = False
-    return handler
+    try:
+        yield
+    finally:
+        found.removeHandler(handler)
+        handler.close()
 
 
 def new_id() -> str:

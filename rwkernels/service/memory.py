@@ -15,6 +15,7 @@ import mmap
 import os
 import re
 import secrets
+import threading
 import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -151,24 +152,36 @@ class SharedMemory:
     """The client's side: which slots of a stream are free, and what the service wrote into the others."""
 
     def __init__(self, count: int) -> None:
-        self._free = list(range(min(count, SLOTS)))
+        self._count = min(count, SLOTS)
+        self._free = list(range(self._count))
+        self._under_way: set[int] = set()
         self._mapped: dict[int, tuple[Place, mmap.mmap]] = {}
+        self._taking = threading.Lock()
+        _open.add(self)
 
     @property
-    def free(self) -> int:
-        """How many slots are free."""
-        return len(self._free)
+    def kept(self) -> int:
+        """How many slots hold maps in use."""
+        return self._count - len(self._free) - len(self._under_way)
 
     def take(self) -> int | None:
         """A free slot, the one that was used last: it may still be in a cache. None if there is none."""
-        with suppress(IndexError):  # this thread takes slots, others give them back
-            return self._free.pop()
+        with self._taking, suppress(IndexError):
+            number = self._free.pop()
+            self._under_way.add(number)
+            return number
         return None
 
     def give_back(self, number: int) -> None:
         """Frees a slot that the service did not use, and may have no memory for any more."""
         self._mapped.pop(number, None)
+        self._under_way.discard(number)
         self._free.append(number)
+
+    def keep(self) -> None:
+        """Never uses the slots again whose maps are in use: another process may come to use them too."""
+        with self._taking:
+            self._free = self._free.copy()  # slots come back to the list of when they were taken
 
     def leave(self, number: int, parts: Sequence[Bytes]) -> bool:
         """Writes a payload into a slot that was taken; whether there is room for it."""
@@ -196,4 +209,17 @@ class SharedMemory:
         # Views of an array that has no array as its base keep it, and not what is below it.
         found: Bytes = np.frombuffer(kept[1], np.uint8, size)
         weakref.finalize(found, self._free.append, number).atexit = False
+        self._under_way.discard(number)
         return found
+
+
+_open: weakref.WeakSet[SharedMemory] = weakref.WeakSet()
+
+
+def _before_fork() -> None:
+    for memory in list(_open):
+        memory.keep()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork, after_in_child=_open.clear)  # no stream goes on there

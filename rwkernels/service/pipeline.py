@@ -102,11 +102,16 @@ class Pipeline:
             self._memory = None
             raise
         asked.answered_in_slot = True
-        return found if memory.free >= self._window else found.data
+        return found if memory.kept <= self._window else found.data
 
     def leave(self) -> None:
         """Takes no further answers, and sends no further requests."""
         self._received_all = self._leaving = True
+
+    def finish(self) -> None:
+        """Waits for the end of the stream, after its last answer: else the service counts that one as cancelled."""
+        if not self._received_all and self._exchange is not None:
+            self._exchange.finish()
 
     def cancel(self) -> None:
         """Ends the stream at once."""
