@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import queue
 import random
 import socket
 import struct
@@ -51,6 +52,39 @@ class Client:
 
     def close(self) -> None:
         self._channel.close()
+
+
+class Talk:
+    """One stream, spoken message by message."""
+
+    def __init__(self, port: int) -> None:
+        self._client = Client(port, token=None)
+        self._given: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self.call = self._client._call(iter(self._given.get, None), timeout=30)
+        self._first = True
+
+    def send(self, header: dict[str, Any], payload: bytes = b"") -> None:
+        message = packed(header, payload)
+        self._given.put(message if self._first else message[message.index(b"\x1a") :])
+        self._first = False
+
+    def hear(self) -> tuple[dict[str, Any], memoryview]:
+        """Header and payload of the next answer."""
+        return messages.split(flight.parse(next(self.call)).metadata)
+
+    def ask(self, header: dict[str, Any], payload: bytes = b"") -> tuple[dict[str, Any], memoryview]:
+        """Those of the answer."""
+        self.send(header, payload)
+        return self.hear()
+
+    def end(self) -> tuple[grpc.StatusCode, str]:
+        """How the stream ended."""
+        self._given.put(None)
+        with contextlib.suppress(grpc.RpcError):
+            list(self.call)
+        found = self.call.code(), self.call.details()
+        self._client.close()
+        return found
 
 
 def header(**changes: Any) -> dict[str, Any]:
