@@ -1,4 +1,4 @@
-"""Maps and labels in memory that a service shares with its clients: right, apart from each other, and never left over."""
+"""Maps and labels in memory that a service shares with its clients: right, apart from each other, and given back."""
 
 import contextlib
 import gc
@@ -15,12 +15,12 @@ pytest.importorskip("grpc", reason="needs the extra `service`")
 pytest.importorskip("pyarrow.flight", reason="needs the extra `service`")
 if sys.platform != "linux":
     pytest.skip("memory is shared on Linux alone", allow_module_level=True)
-from service_cases import served, some_labels, until  # noqa: E402
+from service_cases import served, some_labels, until
 
-import rwkernels as rw  # noqa: E402
-from rwkernels.quantised import decode, encode, largest_error  # noqa: E402
-from rwkernels.service import RemoteMapBuilder, messages  # noqa: E402
-from rwkernels.service.memory import OutOfReachError, Place, Room, SharedMemory, Slots  # noqa: E402
+import rwkernels as rw
+from rwkernels.quantised import decode, encode, largest_error
+from rwkernels.service import RemoteMapBuilder, messages
+from rwkernels.service.memory import OutOfReachError, Place, Room, SharedMemory, Slots
 
 
 @pytest.fixture(scope="module")
@@ -237,8 +237,8 @@ def test_nothing_is_opened_but_memory_of_that_name(tmp_path):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"process": -1}, {"process": 2**31}, {"process": "self"}, {"process": True}, {"process": None}, {"process": 1.0},
-        {"descriptor": -1}, {"descriptor": 2**31}, {"descriptor": "../1"}, {"descriptor": False},
+        {"process": -1}, {"process": 2**31}, {"process": "self"}, {"process": True}, {"process": None},
+        {"process": 1.0}, {"descriptor": -1}, {"descriptor": 2**31}, {"descriptor": "../1"}, {"descriptor": False},
         {"name": None}, {"name": "rwkernels-"}, {"name": "rwkernels-" + "g" * 32}, {"name": "rwkernels-" + "0" * 33},
         {"name": "rwkernels-" + "0" * 32 + "\n"}, {"name": "x" + "rwkernels-" + "0" * 32}, {"path": "/etc/passwd"},
     ],

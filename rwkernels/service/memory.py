@@ -105,10 +105,35 @@ class Slot:
 
 
 class Room:
-    """How many bytes the slots of all streams may take."""
+    """How many bytes the slots of all streams may take, and how many slots there may be."""
 
     def __init__(self, size: int) -> None:
         self.used, self.size = 0, size if hasattr(os, "memfd_create") else 0
+        self._slots = 0
+
+    def make(self, size: int) -> Slot | None:
+        """A slot of `size` bytes; None if there is no room for it."""
+        if not 0 < size <= self.size - self.used or not self._may_open():
+            return None
+        with suppress(OSError):  # no memory
+            found = Slot(size)
+            self.used += size
+            self._slots += 1
+            return found
+        return None
+
+    def free(self, slot: Slot) -> None:
+        """Gives its room back."""
+        self.used -= len(slot.bytes)
+        self._slots -= 1
+        slot.close()
+
+    def _may_open(self) -> bool:
+        """Half of the files that this process may open are for connections. A slot takes two: `mmap` has its own."""
+        import resource  # not everywhere
+
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        return most == resource.RLIM_INFINITY or 4 * (self._slots + 1) <= most
 
 
 class Slots:
@@ -124,13 +149,11 @@ class Slots:
         if kept is not None and len(kept.bytes) >= size:
             return kept
         if kept is not None:
-            self._drop(number)
-        if not 0 < size <= self._room.size - self._room.used:
-            return None
-        with suppress(OSError):  # too many open files, or no memory
-            self._slots[number] = Slot(size)
-            self._room.used += size
-        return self._slots.get(number)
+            self._room.free(self._slots.pop(number))
+        found = self._room.make(size)
+        if found is not None:
+            self._slots[number] = found
+        return found
 
     def sent(self, number: int, size: int) -> memoryview | None:
         """What the client left in slot `number`; None if it has no such memory."""
@@ -139,13 +162,9 @@ class Slots:
 
     def close(self) -> None:
         """Gives all of them back."""
-        for number in list(self._slots):
-            self._drop(number)
-
-    def _drop(self, number: int) -> None:
-        slot = self._slots.pop(number)
-        self._room.used -= len(slot.bytes)
-        slot.close()
+        for slot in self._slots.values():
+            self._room.free(slot)
+        self._slots.clear()
 
 
 class SharedMemory:

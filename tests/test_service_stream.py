@@ -1,0 +1,384 @@
+"""One stream from the side of the service, with a client that is played: times, goodbyes, ends, and what is kept."""
+
+import asyncio
+import gc
+import weakref
+
+import pytest
+import torch
+
+grpc = pytest.importorskip("grpc", reason="needs the extra `service`")
+pytest.importorskip("prometheus_client", reason="needs the extra `service`")
+import service_attacks as attacks  # noqa: E402
+
+from rwkernels.service import flight, logs, messages, stream  # noqa: E402
+from rwkernels.service.admission import Admission  # noqa: E402
+from rwkernels.service.batching import Batcher, Job  # noqa: E402
+from rwkernels.service.launches import Launcher  # noqa: E402
+from rwkernels.service.limits import Limits  # noqa: E402
+from rwkernels.service.memory import Room  # noqa: E402
+from rwkernels.service.metrics import Metrics  # noqa: E402
+from rwkernels.service.stream import Ended, Shared, Stream  # noqa: E402
+
+REFUSED = attacks.header(shape=[1, 1 << 21, 1])
+
+
+class Context:
+    """A call: messages come when they are put, answers leave while it is open."""
+
+    def __init__(self):
+        self.given, self.sent, self.open = asyncio.Queue(), [], asyncio.Event()
+        self.open.set()
+        self._first = True
+
+    def put(self, header=None, payload=bytes(12)):
+        message = attacks.packed(attacks.header() if header is None else header, payload)
+        self.given.put_nowait(message if self._first else message[message.index(b"\x1a") :])
+        self._first = False
+
+    def end(self):
+        self.given.put_nowait(grpc.aio.EOF)
+
+    async def read(self):
+        return await self.given.get()
+
+    async def write(self, message):
+        await self.open.wait()
+        self.sent.append(messages.split(flight.parse(message).metadata)[0])
+
+    def peer(self):
+        return "ipv4:127.0.0.1:5"
+
+    @property
+    def kinds(self):
+        """Of every answer."""
+        return [answer["error"]["kind"] if "error" in answer else "map" for answer in self.sent]
+
+
+class Played:
+    """A stream with all that it shares."""
+
+    def __init__(self, admission=None, **limits):
+        found = Limits(**limits)
+        self.metrics, loop = Metrics(), asyncio.get_running_loop()
+        self.launchers = [Launcher(torch.device("cpu"), 1) for _ in range(2)]
+        self.batcher = Batcher(self.launchers, self.metrics, found.joined_bytes, loop)
+        self.admission = admission or Admission(found.admitted_requests, found.admitted_bytes)
+        self.room, self.draining, self.context = Room(1 << 20), asyncio.Event(), Context()
+        shared = Shared(found, self.metrics, self.batcher, self.admission, self.room, self.draining)
+        self.stream = Stream(shared, self.context)
+        self.task = asyncio.create_task(self.stream.run())
+
+    async def has_sent(self, count):
+        end = asyncio.get_running_loop().time() + 10
+        while len(self.context.sent) < count:
+            assert asyncio.get_running_loop().time() < end
+            await asyncio.sleep(0.002)
+
+    async def reason(self):
+        """Why the service ended the stream; None if the client did."""
+        try:
+            await asyncio.wait_for(self.task, 10)
+        except Ended as ended:
+            return ended.reason
+        return None
+
+    async def leaves_nothing(self):
+        """Once the stream is over."""
+        await asyncio.sleep(0.02)
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        assert others == set()
+        assert (self.admission.requests, self.admission.size, self.room.used) == (0, 0, 0)
+        assert await asyncio.to_thread(self.batcher.close)
+
+
+def played(story):
+    """Plays a story; errors that nobody heard are errors."""
+    lost = []
+
+    async def told():
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: lost.append(context))
+        await asyncio.wait_for(story(), 30)
+        gc.collect()
+
+    asyncio.run(told())
+    assert lost == []
+
+
+def test_a_request_that_waits_for_room_is_no_silence():
+    async def story():
+        admission = Admission(1, 1 << 30)
+        await admission.acquire(1)
+        own = Played(admission, idle_time=0.1, admission_time=5)
+        own.context.put()
+        await asyncio.sleep(0.4)
+        assert not own.task.done()
+        admission.release(1)
+        await own.has_sent(1)
+        assert await own.reason() == "idle"
+        await own.leaves_nothing()
+
+    played(story)
+
+
+@pytest.mark.parametrize("times", [1, 3])
+def test_silence_ends_a_stream_after_its_last_answer(times):
+    async def story():
+        own = Played(idle_time=0.3)
+        start = asyncio.get_running_loop().time()
+        for index in range(times):
+            await asyncio.sleep(0.2)
+            own.context.put()
+            await own.has_sent(index + 1)
+        assert await own.reason() == "idle"
+        assert 0.3 <= asyncio.get_running_loop().time() - start - 0.2 * times < 0.55
+        await own.leaves_nothing()
+
+    played(story)
+
+
+def test_a_map_that_takes_long_is_no_silence():
+    async def story():
+        own = Played(idle_time=0.1)
+        run = own.launchers[0].run
+
+        def slowly(asked):
+            import time
+
+            time.sleep(0.4)
+            return run(asked)
+
+        for launcher in own.launchers:
+            launcher.run = slowly
+        own.context.put()
+        await own.has_sent(1)
+        assert own.context.kinds == ["map"]
+        assert await own.reason() == "idle"
+        await own.leaves_nothing()
+
+    played(story)
+
+
+@pytest.mark.parametrize("limits", [{}, {"stream_time": 0.2}], ids=["", "beyond its time"])
+@pytest.mark.parametrize("header", [None, REFUSED], ids=["maps", "errors"])
+def test_answers_that_are_not_read_end_a_stream_although_its_end_waits_behind_them(limits, header):
+    async def story():
+        own = Played(idle_time=0.4, window=2, **limits)
+        own.context.open.clear()
+        for _ in range(30):
+            own.context.put(header)
+        assert await own.reason() == "unread"
+        assert own.stream.messages <= 4  # the others are not even read
+        await own.leaves_nothing()
+
+    played(story)
+
+
+def test_a_stream_ends_when_its_time_is_over():
+    async def story():
+        own = Played(stream_time=0.2)
+        own.context.put()
+        await own.has_sent(1)
+        assert await own.reason() == "stream_time"
+        await own.leaves_nothing()
+
+    played(story)
+
+
+@pytest.mark.parametrize("says_it_is_over", [True, False])
+def test_a_goodbye_comes_after_the_last_answer_and_the_stream_ends_when_the_client_does(says_it_is_over, monkeypatch):
+    monkeypatch.setattr(stream, "_LEAVES", 0.3)
+
+    async def story():
+        own = Played()
+        for _ in range(3):
+            own.context.put()
+        await own.has_sent(3)
+        start = asyncio.get_running_loop().time()
+        own.draining.set()
+        await own.has_sent(4)
+        assert own.stream.left
+        for _ in range(3):
+            own.context.put()
+        if says_it_is_over:
+            own.context.end()
+        assert await own.reason() == "shutdown"
+        assert (asyncio.get_running_loop().time() - start < 0.2) == says_it_is_over
+        assert own.context.kinds == ["map"] * 3 + [messages.CLOSING]
+        assert own.stream.messages == 3
+        await own.leaves_nothing()
+
+    played(story)
+
+
+def test_a_client_that_never_pauses_hears_the_goodbye_at_once():
+    async def story():
+        own = Played(window=2)
+        for _ in range(400):
+            own.context.put()
+        await own.has_sent(20)
+        own.draining.set()
+        own.context.end()
+        assert await own.reason() == "shutdown"
+        assert own.context.kinds[-1] == messages.CLOSING
+        assert own.context.kinds.count("map") == len(own.context.sent) - 1 == own.stream.messages <= 30
+        await own.leaves_nothing()
+
+    played(story)
+
+
+def test_a_request_that_waits_for_room_at_a_goodbye_is_answered_before_it():
+    async def story():
+        admission = Admission(1, 1 << 30)
+        await admission.acquire(1)
+        own = Played(admission, admission_time=5)
+        own.context.put()
+        await asyncio.sleep(0.05)
+        own.draining.set()
+        await asyncio.sleep(0.05)
+        assert own.context.sent == []
+        admission.release(1)
+        await own.has_sent(2)
+        own.context.end()
+        assert await own.reason() == "shutdown"
+        assert own.context.kinds == ["map", messages.CLOSING]
+        await own.leaves_nothing()
+
+    played(story)
+
+
+@pytest.mark.parametrize("what", ["EOF", "nonsense", "an error of gRPC", "cancelled"])
+@pytest.mark.parametrize("draining", [False, True])
+def test_a_stream_that_ends_leaves_no_task_no_room_and_no_memory(what, draining, monkeypatch):
+    monkeypatch.setattr(stream, "_LEAVES", 0.1)
+    monkeypatch.setattr(logs, "event", lambda *given, **fields: None)
+
+    async def story():
+        own = Played()
+        own.context.put(attacks.header(slot=0))
+        await own.has_sent(1)
+        for slot in range(3):
+            own.context.put(attacks.header(slot=slot))
+        if draining:
+            own.draining.set()
+        if what == "EOF":
+            own.context.end()
+        elif what == "nonsense":
+            own.context.given.put_nowait(b"nonsense")
+        elif what == "an error of gRPC":
+            own.context.read = None
+            own.context.put()
+        else:
+            await asyncio.sleep(0)
+            own.task.cancel()
+        reason = None
+        try:
+            reason = await own.reason()
+        except asyncio.CancelledError:
+            reason = "cancelled"
+        usual = {"EOF": None, "nonsense": "malformed", "an error of gRPC": "internal", "cancelled": "cancelled"}[what]
+        assert reason in ((usual, "shutdown") if draining else (usual,))
+        await own.leaves_nothing()
+
+    played(story)
+
+
+@pytest.mark.parametrize("turns", range(6))
+def test_room_that_comes_at_the_moment_of_a_cancellation_is_given_back(turns):
+    """Before Python 3.12, `asyncio.wait_for` forgets a cancellation when its result comes at the same time."""
+
+    async def story():
+        admission = Admission(1, 100)
+        await admission.acquire(10)
+        waiting = asyncio.create_task(admission.acquire(10, 5.0))
+        await asyncio.sleep(0.01)
+        admission.release(10)
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        done = waiting.done()
+        waiting.cancel()
+        await asyncio.wait((waiting,))
+        assert waiting.cancelled() != done
+        assert admission.requests == int(done)
+
+    played(story)
+
+
+def test_who_waits_in_vain_for_room_does_not_stop_those_behind_it():
+    async def story():
+        admission = Admission(9, 100)
+        await admission.acquire(60)
+        large = asyncio.create_task(admission.acquire(90, 0.05))
+        small = asyncio.create_task(admission.acquire(30, 5.0))
+        with pytest.raises(TimeoutError):
+            await large
+        await asyncio.wait_for(small, 1)
+        assert (admission.requests, admission.size) == (2, 90)
+
+    played(story)
+
+
+def test_an_answer_that_was_sent_takes_no_memory_any_more():
+    async def story():
+        own = Played()
+        kept = []
+        finish = Job.forget
+        slots = []
+
+        def forget(job):
+            slots.append(weakref.ref(job.slot))
+            kept.append(weakref.ref(job))
+            finish(job)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Job, "forget", forget)
+            own.context.put(attacks.header(slot=0))
+            await own.has_sent(1)
+        await asyncio.sleep(0.05)
+        own.stream._slots.close()
+        gc.collect()
+        assert kept[0]() is None or (kept[0]().future is not None and kept[0]().slot is None)
+        assert slots[0]() is None
+        own.context.end()
+        assert await own.reason() is None
+        await own.leaves_nothing()
+
+    played(story)
+
+
+def test_one_builder_works_while_another_is_stuck_and_both_end():
+    async def story():
+        own = Played()
+        import threading
+
+        stuck, opened = threading.Event(), threading.Event()
+        for launcher in own.launchers:
+            run = launcher.run
+
+            def slowly(asked, run=run):
+                if asked[0].request.id == 0:
+                    stuck.set()
+                    assert opened.wait(20)
+                return run(asked)
+
+            launcher.run = slowly
+        own.context.put(attacks.header(id=0))
+        assert await asyncio.to_thread(stuck.wait, 10)
+        for number in range(1, 6):
+            own.context.put(attacks.header(id=number))
+        end = asyncio.get_running_loop().time() + 10
+        while own.metrics.launches._value.get() < 1:
+            assert asyncio.get_running_loop().time() < end
+            await asyncio.sleep(0.01)
+        assert own.context.sent == []
+        assert own.batcher.alive()
+        assert not await asyncio.to_thread(own.batcher.close, 0.1)
+        opened.set()
+        await own.has_sent(6)
+        assert [answer["id"] for answer in own.context.sent] == list(range(6))  # in order all the same
+        own.context.end()
+        assert await own.reason() is None
+        await own.leaves_nothing()
+        assert not any(thread.is_alive() for thread in own.batcher._threads)
+
+    played(story)
