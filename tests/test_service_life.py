@@ -1,10 +1,12 @@
 """A service from start to end: health, metrics, logs, back-pressure, deadlines, restarts, and how it stops."""
 
 import contextlib
+import json
 import multiprocessing
 import os
 import re
 import signal
+import tempfile
 import threading
 import time
 import urllib.request
@@ -16,11 +18,12 @@ import torch
 grpc = pytest.importorskip("grpc", reason="needs the extra `service`")
 pytest.importorskip("pyarrow.flight", reason="needs the extra `service`")
 import service_attacks as attacks  # noqa: E402
+import service_cases  # noqa: E402
 from service_cases import Served, assert_answers_right, served, some_labels, until  # noqa: E402
 
 import rwkernels as rw  # noqa: E402
 from rwkernels import cli  # noqa: E402
-from rwkernels.service import Limits, RemoteMapBuilder, UnavailableError, messages  # noqa: E402
+from rwkernels.service import Limits, RemoteMapBuilder, UnavailableError, logs, messages  # noqa: E402
 from rwkernels.service.pipeline import Pipeline  # noqa: E402
 
 LONG = bool(os.environ.get("RWKERNELS_LONG_TESTS"))
@@ -64,6 +67,7 @@ def test_health_and_metrics_tell_what_happened():
         with urllib.request.urlopen(f"http://127.0.0.1:{server.monitor}/metrics", timeout=10) as page:
             assert page.headers["Content-Type"].startswith("text/plain; version=")
         ended = [event for event in server.events if event["event"] == "stream ended"]
+        assert [event["outcome"] for event in ended if event["answered"] == 5] == ["finished"]
         assert {"stream", "peer", "outcome", "messages", "answered", "bytes", "seconds", "time", "level"} <= set(
             ended[0]
         )
@@ -125,6 +129,27 @@ def test_a_stream_that_is_told_to_end_sends_nothing_more_and_has_the_rest_built_
     (end,) = [event for event in server.events if event["event"] == "stream ended" and event["messages"]]
     assert end["outcome"] == "shutdown"
     assert server.events[-1]["finished"] is True
+
+
+def slow_log_and_late_signal(found):
+    """The command with a log that takes its time, and a signal that comes when it has returned."""
+    put = logs._put
+    logs._put = lambda stream, line: (time.sleep(0.2), put(stream, line))
+    threading.Thread(target=lambda: (time.sleep(1), os.kill(os.getpid(), signal.SIGTERM))).start()
+    with tempfile.TemporaryFile("w+") as file, contextlib.redirect_stderr(file):
+        code = cli.main(["serve", "--port", "0", "--monitor-port", "-1", "--threads", "1"])
+        os.kill(os.getpid(), signal.SIGTERM)
+        file.seek(0)
+        found.put((code, [json.loads(line)["event"] for line in file]))
+
+
+def test_the_last_line_of_the_log_is_written_and_a_late_signal_kills_nobody():
+    found = service_cases._FORKS.Queue()
+    process = service_cases._FORKS.Process(target=slow_log_and_late_signal, args=(found,), daemon=True)
+    process.start()
+    assert found.get(timeout=30) == (0, ["listening", "stopping", "stopped"])
+    process.join(20)
+    assert process.exitcode == 0
 
 
 def test_a_second_signal_does_not_wait_for_what_was_taken():

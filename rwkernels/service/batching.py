@@ -113,6 +113,7 @@ class Batcher:
             ]
             if wanted:
                 self._launch(launcher, wanted)
+            del jobs, wanted  # and with them their answers, however long the next one takes to come
 
     def _launch(self, launcher: Launcher, wanted: list[tuple[Job, Asked]]) -> None:
         self._launched_at[launcher] = start = time.monotonic()
