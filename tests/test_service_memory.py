@@ -83,22 +83,24 @@ def test_dense_maps_that_are_held_stay_those_of_their_own_labels(server, bits):
     assert sum(map(is_shared, found)) == (4 if bits is None else 0)
 
 
+@pytest.mark.parametrize("bits", [None, 8])
 @pytest.mark.parametrize("ignore_index", [None, 1, 255])
-def test_labels_that_are_left_in_memory_arrive_in_whatever_form_they_travel(server, ignore_index, monkeypatch):
+def test_labels_that_are_left_in_memory_arrive_in_whatever_form_they_travel(server, ignore_index, bits, monkeypatch):
     left = []
     leave = SharedMemory.leave
     monkeypatch.setattr(SharedMemory, "leave", lambda *given: left.append(leave(*given)) or left[-1])
     for classes in (2, 3, 16, 100, 300):
-        batches = [some_labels(1, 200, 171, classes=classes, seed=seed) for seed in range(12)]
+        batches = [some_labels(2, 200, 171, classes=classes, seed=seed) for seed in range(12)]
         for labels in batches[::2]:
             labels[0, 3:50, 7:90] = 1 if ignore_index is None else ignore_index
-        found = RemoteMapBuilder(server.url, classes, ignore_index=ignore_index).maps_of(batches, window=2)
+        found = RemoteMapBuilder(server.url, classes, ignore_index=ignore_index, bits=bits).maps_of(batches, window=2)
         for labels, maps in zip(batches, found, strict=True):
             expected = rw.rectified_map(labels, classes, ignore_index=ignore_index)
-            assert torch.equal(maps.foreground, expected.foreground)
+            whole = expected.foreground
+            assert torch.equal(maps.foreground, whole if bits is None else decode(encode(whole, bits)))
             if ignore_index is not None:
                 assert torch.equal(maps.image_count, expected.image_count)
-    assert sum(left) >= 5 * 8
+    assert sum(left) >= (5 if bits is None else 4) * 8  # beside 8 bits of each pixel, 16 for each label find no room
 
 
 def test_a_map_that_is_dropped_gives_its_slot_to_the_next_one(server):
@@ -253,6 +255,39 @@ def test_a_place_that_makes_no_sense_is_none(changes):
 @pytest.mark.parametrize("header", [None, [], "rwkernels", {}, {"process": 1, "descriptor": 5}])
 def test_a_header_without_its_keys_is_no_place(header):
     assert Place.read(header) is None
+
+
+def test_what_is_opened_must_be_what_was_looked_at(monkeypatch):
+    slots = Slots(Room(10_000))
+    place = slots.take(0, 5000).place
+    readlink = os.readlink
+    monkeypatch.setattr(os, "readlink", lambda path: "/etc/passwd" if "self" in path else readlink(path))
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(OutOfReachError):
+        place.map()
+    assert len(os.listdir("/proc/self/fd")) == before
+    slots.close()
+
+
+def test_a_slot_is_given_to_one_request_until_it_is_free_again():
+    slots, memory = Slots(Room(10_000)), SharedMemory(3)
+    assert sorted(memory.take() for _ in range(3)) == [0, 1, 2]
+    assert memory.take() is None
+    memory.give_back(1)
+    assert (memory.take(), memory.take(), memory.kept) == (1, None, 0)
+    found = memory.payload(1, slots.take(1, 5000).place, 5000)
+    view = found[7:]
+    del found
+    assert (memory.take(), memory.kept) == (None, 1)
+    del view
+    assert (memory.kept, memory.take(), memory.take()) == (0, 1, None)
+    found = memory.payload(1, slots.take(1, 5000).place, 5000)
+    memory.keep()
+    del found
+    assert (memory.kept, memory.take()) == (1, None)
+    with pytest.raises(OutOfReachError):
+        memory.payload(2, slots.take(2, 100).place, 101)
+    slots.close()
 
 
 def test_slots_take_no_more_than_their_room_and_give_all_back():

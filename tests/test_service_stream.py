@@ -12,7 +12,7 @@ grpc = pytest.importorskip("grpc", reason="needs the extra `service`")
 pytest.importorskip("prometheus_client", reason="needs the extra `service`")
 import service_attacks as attacks  # noqa: E402
 
-from rwkernels.service import flight, logs, messages, stream  # noqa: E402
+from rwkernels.service import batching, flight, logs, messages, stream  # noqa: E402
 from rwkernels.service.admission import Admission  # noqa: E402
 from rwkernels.service.batching import Batcher, Job  # noqa: E402
 from rwkernels.service.launches import Launcher  # noqa: E402
@@ -27,7 +27,8 @@ REFUSED = attacks.header(shape=[1, 1 << 21, 1])
 class Context:
     """A call: messages come when they are put, answers leave while it is open."""
 
-    def __init__(self):
+    def __init__(self, address):
+        self.address = address
         self.given, self.sent, self.open = asyncio.Queue(), [], asyncio.Event()
         self.open.set()
         self._first = True
@@ -48,7 +49,7 @@ class Context:
         self.sent.append(messages.split(flight.parse(message).metadata)[0])
 
     def peer(self):
-        return "ipv4:127.0.0.1:5"
+        return self.address
 
     @property
     def kinds(self):
@@ -59,14 +60,14 @@ class Context:
 class Played:
     """A stream with all that it shares."""
 
-    def __init__(self, admission=None, **limits):
+    def __init__(self, admission=None, peer="ipv4:127.0.0.1:5", **limits):
         found = Limits(**limits)
         self._others = asyncio.all_tasks()
         self.metrics, loop = Metrics(), asyncio.get_running_loop()
         self.launchers = [Launcher(torch.device("cpu"), 1) for _ in range(2)]
         self.batcher = Batcher(self.launchers, self.metrics, found.joined_bytes, loop)
         self.admission = admission or Admission(found.admitted_requests, found.admitted_bytes)
-        self.room, self.draining, self.context = Room(1 << 20), asyncio.Event(), Context()
+        self.room, self.draining, self.context = Room(1 << 20), asyncio.Event(), Context(peer)
         shared = Shared(found, self.metrics, self.batcher, self.admission, self.room, self.draining)
         self.stream = Stream(shared, self.context)
         self.task = asyncio.create_task(self.stream.run())
@@ -168,6 +169,41 @@ def test_answers_that_are_not_read_end_a_stream_although_its_end_waits_behind_th
             own.context.put(header)
         assert await own.reason() == "unread"
         assert own.stream.messages <= 4  # the others are not even read
+        await own.leaves_nothing()
+
+    played(story)
+
+
+def test_refused_requests_are_all_answered_in_their_turn():
+    async def story():
+        own = Played(window=2)
+        for number in range(30):
+            own.context.put(None if number % 5 == 0 else REFUSED)
+        own.context.end()
+        assert await own.reason() is None
+        assert own.context.kinds == (["map"] + ["ValueError"] * 4) * 6
+        await own.leaves_nothing()
+
+    played(story)
+
+
+@pytest.mark.parametrize(
+    ("peer", "is_here"),
+    [
+        ("ipv4:127.0.0.1:5", True),
+        ("ipv6:%5B::1%5D:5", True),
+        ("ipv4:10.0.0.7:5", False),
+        ("ipv6:%5Bfe80::1%5D:5", False),
+    ],
+)
+def test_memory_is_shared_with_clients_of_this_machine_alone(peer, is_here):
+    async def story():
+        own = Played(peer=peer)
+        own.context.put(attacks.header(slot=0))
+        await own.has_sent(1)
+        assert (own.context.sent[0]["memory"] is not None) == is_here
+        own.context.end()
+        assert await own.reason() is None
         await own.leaves_nothing()
 
     played(story)
@@ -363,6 +399,9 @@ def test_one_builder_works_while_another_is_stuck_and_both_end():
             await asyncio.sleep(0.01)
         assert own.context.sent == []
         assert own.batcher.alive()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(batching, "_LONGEST_LAUNCH", 0.0)
+            assert not own.batcher.alive()
         assert not await asyncio.to_thread(own.batcher.close, 0.1)
         opened.set()
         await own.has_sent(6)
