@@ -266,12 +266,12 @@ class RemoteMapBuilder(MapBuilder):
         try:
             exchange.send(message)
             exchange.no_more()
-            found = self._checked(request, exchange.receive())
+            answer = exchange.receive()
             exchange.finish()
         except BaseException:
             exchange.cancel()
             raise
-        return found
+        return self._checked(request, answer)
 
     def _checked(self, request: Request, message: memoryview) -> tuple[Answer, memoryview]:
         """Answer and payload of a message, checked; an error is raised."""
