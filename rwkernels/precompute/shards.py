@@ -36,12 +36,19 @@ def write(folder: Path, values: npt.NDArray[Any], chunks: tuple[int, ...], meani
 
 def metadata(shape: tuple[int, ...], dtype: np.dtype[Any], chunks: tuple[int, ...], meaning: str = "") -> str:
     """The `zarr.json` of an array, as the library writes it."""
-    made = json.loads(_metadata(shard_shape(shape, chunks), dtype, chunks, meaning))
+    return _metadata(shape, shard_shape(shape, chunks), dtype, chunks, meaning)
+
+
+@lru_cache(maxsize=256)
+def _metadata(
+    shape: tuple[int, ...], shard: tuple[int, ...], dtype: np.dtype[Any], chunks: tuple[int, ...], meaning: str
+) -> str:
+    made = json.loads(_metadata_of_file(shard, dtype, chunks, meaning))
     return json.dumps({**made, "shape": list(shape)}, indent=2)
 
 
 @lru_cache(maxsize=256)
-def _metadata(shard: tuple[int, ...], dtype: np.dtype[Any], chunks: tuple[int, ...], meaning: str) -> bytes:
+def _metadata_of_file(shard: tuple[int, ...], dtype: np.dtype[Any], chunks: tuple[int, ...], meaning: str) -> bytes:
     """What the library writes of an array of one file."""
     import zarr
     from zarr.codecs import BloscCodec, Crc32cCodec
