@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from precompute_cases import AFFINE, SPACING, blob, write_nifti
 
-from rwkernels.formats import ReadOptions, open_labels, whole_labels
+from rwkernels.backends import native
+from rwkernels.formats import ReadOptions, in_order, open_labels, whole_labels
 from rwkernels.precompute import sources
 
 nibabel = pytest.importorskip("nibabel", reason="the extra `precompute` is not installed")
@@ -179,6 +180,24 @@ def test_zarr_arrays_and_groups_are_read(tmp_path, version):
     for key in ("missing", "../a.zarr", "/etc"):
         with pytest.raises(ValueError, match="key: expected one of labels, other"):
             read(tmp_path / "b.zarr", ReadOptions(key=key))
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize(
+    "shape", [(1, 1, 1), (16, 1, 16), (17, 3, 40), (33, 20, 15), (15, 2, 64), (70, 61, 48), (5, 0, 3), (4, 7), (3,)]
+)
+@pytest.mark.parametrize("dtype", ["u1", "i1", "i2"])
+def test_any_order_in_memory_comes_with_the_last_axis_fastest(shape, dtype, threads):
+    values = np.random.default_rng(0).integers(-128, 128, shape).astype(dtype)
+    for axes in (range(len(shape)), range(len(shape))[::-1]):
+        turned = np.ascontiguousarray(values.transpose(*axes)).transpose(*axes)
+        turned.flags.writeable = False
+        with native.limited_to(threads):
+            found = in_order(turned)
+        assert found.flags.c_contiguous
+        assert found.flags.writeable
+        assert found.dtype == values.dtype
+        np.testing.assert_array_equal(found, values)
 
 
 def test_floats_have_to_be_whole_and_the_smallest_type_is_taken():

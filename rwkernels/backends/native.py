@@ -361,6 +361,11 @@ def decode_values(values: Tensor, codes: NDArray[Any]) -> None:
     )
 
 
+def reverse_axes(values: NDArray[Any], out: NDArray[Any]) -> None:
+    """Copies bytes [X, Y, Z], the first axis fastest in memory, into an array whose last axis is the fastest."""
+    core().reverse_axes(values.ctypes.data, out.ctypes.data, *values.shape, threads=threads())
+
+
 def _five(values: Sequence[int]) -> tuple[int, ...]:
     """Sizes or strides [B, K, *S] with leading spatial axes of 1 put in."""
     return (*values[:2], *[1] * (5 - len(values)), *values[2:])
