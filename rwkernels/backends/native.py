@@ -384,6 +384,11 @@ def unpack_labels(packed: NDArray[Any], bits: int, labels: NDArray[Any]) -> None
     core().unpack_labels(packed=packed.ctypes.data, count=labels.size, bits=bits, labels=labels.ctypes.data)
 
 
+def reverse_axes(values: NDArray[Any], out: NDArray[Any]) -> None:
+    """Copies bytes [X, Y, Z], the first axis fastest in memory, into an array whose last axis is the fastest."""
+    core().reverse_axes(values.ctypes.data, out.ctypes.data, *values.shape, threads=threads())
+
+
 def _five(values: Sequence[int]) -> tuple[int, ...]:
     """Sizes or strides [B, K, *S] with leading spatial axes of 1 put in."""
     return (*values[:2], *[1] * (5 - len(values)), *values[2:])
