@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 
 from rwkernels import checks
-from rwkernels.backends import native
+from rwkernels.backends import native, native_codes
 
 Affine = list[list[float]]
 
@@ -153,7 +153,7 @@ def in_order(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
     if not reversed_bytes or native.can_run(torch.device("cpu")) is not None:
         return np.require(values, requirements=("C", "W"))
     found = np.empty(values.shape, values.dtype)
-    native.reverse_axes(values, found)
+    native_codes.reverse_axes(values, found)
     return found
 
 
