@@ -14,6 +14,20 @@ namespace {
 constexpr std::int64_t side = 16;
 using Bytes [[gnu::vector_size(16)]] = std::uint8_t;
 
+// The elements of `a` and `b` in turn: from `first` on, eight of each.
+template <int first>
+Bytes alternate(Bytes a, Bytes b) {
+#if defined(__clang__)
+  return __builtin_shufflevector(a, b, first, first + 16, first + 1, first + 17, first + 2, first + 18, first + 3,
+                                 first + 19, first + 4, first + 20, first + 5, first + 21, first + 6, first + 22,
+                                 first + 7, first + 23);
+#else  // GCC has that one from 12 on
+  constexpr Bytes order = {first,      first + 16, first + 1,  first + 17, first + 2,  first + 18, first + 3,  first + 19,
+                           first + 4,  first + 20, first + 5,  first + 21, first + 6,  first + 22, first + 7,  first + 23};
+  return __builtin_shuffle(a, b, order);
+#endif
+}
+
 // Four times: row i and row i + 8 alternate into rows 2i and 2i + 1. That moves bit 3 of a place in the block from the
 // row to the end of the column four times, which swaps rows and columns.
 void transpose_block(const std::uint8_t* in, std::int64_t in_stride, std::uint8_t* out, std::int64_t out_stride) {
@@ -21,9 +35,8 @@ void transpose_block(const std::uint8_t* in, std::int64_t in_stride, std::uint8_
   for (int i = 0; i < 16; ++i) std::memcpy(&rows[i], in + i * in_stride, 16);
   for (int pass = 0; pass < 4; ++pass) {
     for (int i = 0; i < 8; ++i) {
-      next[2 * i] = __builtin_shufflevector(rows[i], rows[i + 8], 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
-      next[2 * i + 1] = __builtin_shufflevector(rows[i], rows[i + 8], 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14,
-                                                30, 15, 31);
+      next[2 * i] = alternate<0>(rows[i], rows[i + 8]);
+      next[2 * i + 1] = alternate<8>(rows[i], rows[i + 8]);
     }
     std::memcpy(rows, next, sizeof rows);
   }
