@@ -115,6 +115,21 @@ def test_zarr_reads_every_shape_and_type_that_is_packed_here(tmp_path, monkeypat
     assert (files > 1) == (pixels < values.size)
 
 
+def test_what_cannot_be_compressed_is_copied_and_all_comes_back(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 1 << 16, (64, 64, 64)).astype(np.uint16)
+    half = noise.copy()
+    half[:, :, 8:] = 7
+    for name, values, low, high in (
+        ("noise", noise, 1.0, 1.001),
+        ("half", half, 0.1, 0.5),
+        ("zero", half * 0, 0, 0.05),
+    ):
+        shards.write(tmp_path / name, values, (32, 64, 64))
+        (file,) = (path for path in (tmp_path / name).iterdir() if path.name.startswith("c"))
+        assert low <= file.stat().st_size / values.nbytes <= high
+        assert np.array_equal(zarr.open_array(tmp_path / name, mode="r")[:], values)
+
+
 @pytest.mark.parametrize(("shape", "dtype"), [((70, 64, 3), np.uint16), ((71, 64, 3), np.uint16), ((9, 8), np.float32)])
 @pytest.mark.parametrize("meaning", ["", "-code / 65535"])
 def test_the_metadata_of_an_array_are_those_that_zarr_writes(tmp_path, shape, dtype, meaning):
