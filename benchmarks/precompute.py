@@ -8,7 +8,8 @@ each with as many processes as there are cores and one thread each:
 - `rwkernels precompute`, the whole command from its start to its end, written through to the disk;
 - the same without what it takes to start, from a run on a tenth of the volumes.
 
-SciPy's processes are started before their clock is. A sample of the maps is compared with SciPy's after the clock has
+All are timed in turns, and medians are shown: what a volume takes once started is a difference, which is noisy. SciPy's
+processes are started before their clock is. A sample of the maps is compared with SciPy's after the clock has
 stopped. `--tiny` runs small, `--source npy` reads NPY instead of NIfTI.
 """
 
@@ -19,6 +20,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -94,28 +96,44 @@ def warm(_: int) -> None:
     distance_transform_edt(np.eye(3))
 
 
-def measure(folder: Path, count: int, peer_count: int, side: int, suffix: str, workers: int) -> dict[str, float]:
+def measure(
+    folder: Path, count: int, peer_count: int, side: int, suffix: str, workers: int, turns: int
+) -> dict[str, float]:
+    """Medians of `turns`, each of which times all ways one after the other."""
     paths = write_volumes(folder / "labels", count, side, suffix)
     few = folder / "few"
     few.mkdir()
     for path in paths[: max(count // 10, workers)]:
         shutil.copy(path, few)
+    number = len(list(few.iterdir()))
     os.sync()
-    found: dict[str, float] = {"volumes": count, "side": side, "workers": workers}
+    took: dict[str, list[float]] = {
+        name: [] for name in ("scipy_dense", "scipy_compact", "command", "running", "start")
+    }
     with multiprocessing.get_context("spawn").Pool(workers) as pool:
         pool.map(warm, range(4 * workers))
-        found["scipy_dense"] = time_scipy(pool, paths[:peer_count], folder / "dense", True)
-        found["scipy_compact"] = time_scipy(pool, paths[:peer_count], folder / "compact", False)
-    short = time_command(few, folder / "warm", workers)
-    whole = time_command(folder / "labels", folder / "maps", workers)
-    number = len(list(few.iterdir()))
-    found["command"] = whole / count
-    found["running"] = (whole - short) / (count - number)
-    found["started_in"] = max(short - number * found["running"], 0.0)
-    found["bytes"] = size_of(folder / "maps") / count
-    found["scipy_dense_bytes"] = size_of(folder / "dense") / peer_count
-    found["scipy_compact_bytes"] = size_of(folder / "compact") / peer_count
-    time_command(folder / "labels", folder / "maps", workers, "--verify", str(min(4, count)))
+        for turn in range(turns):
+            out = folder / f"turn {turn}"
+            out.mkdir()
+            took["scipy_dense"].append(time_scipy(pool, paths[:peer_count], out / "dense", True))
+            took["scipy_compact"].append(time_scipy(pool, paths[:peer_count], out / "compact", False))
+            short = time_command(few, out / "few", workers)
+            whole = time_command(folder / "labels", out / "maps", workers)
+            running = (whole - short) / (count - number)
+            took["command"].append(whole / count)
+            took["running"].append(running)
+            took["start"].append(max(short - number * running, 0.0))
+            if turn < turns - 1:
+                shutil.rmtree(out)
+    found: dict[str, float] = {"volumes": count, "side": side, "workers": workers, "turns": turns}
+    found |= {name: statistics.median(seconds) for name, seconds in took.items()}
+    for name in ("command", "running"):
+        ratios = [peer / own for peer, own in zip(took["scipy_compact"], took[name], strict=True)]
+        found[f"{name}_times_scipy"] = statistics.median(ratios)
+    found["bytes"] = size_of(out / "maps") / count
+    found["scipy_dense_bytes"] = size_of(out / "dense") / peer_count
+    found["scipy_compact_bytes"] = size_of(out / "compact") / peer_count
+    time_command(folder / "labels", out / "maps", workers, "--verify", str(min(4, count)))
     return found
 
 
@@ -124,6 +142,7 @@ def main() -> None:
     parser.add_argument("--volumes", type=int, default=240, help="for the command")
     parser.add_argument("--peer-volumes", type=int, default=12, help="for SciPy, which is asked for a part of them")
     parser.add_argument("--side", type=int, default=128)
+    parser.add_argument("--turns", type=int, default=3, help="of all ways, one after the other; medians are shown")
     parser.add_argument("--source", choices=("nii.gz", "nii", "npy"), default="nii.gz")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--folder", type=Path, help="on which disk (default: that of temporary files)")
@@ -131,20 +150,21 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     if given.tiny:
-        given.volumes, given.peer_volumes, given.side = 12, 2, 24
+        given.volumes, given.peer_volumes, given.side, given.turns = 12, 2, 24, 1
     with tempfile.TemporaryDirectory(dir=given.folder) as folder:
-        found = measure(Path(folder), given.volumes, given.peer_volumes, given.side, f".{given.source}", given.workers)
+        sizes = (given.volumes, given.peer_volumes, given.side)
+        found = measure(Path(folder), *sizes, f".{given.source}", given.workers, given.turns)
     print(f"{given.volumes} volumes of {given.side}^3 and {CLASSES} classes, {given.source}, {given.workers} processes")
     print(f"{'':34} {'ms a volume':>12} {'MB a volume':>12} {'times SciPy':>12}")
     peer = found["scipy_compact"]
-    for name, seconds, size in (
-        ("SciPy per class, dense", found["scipy_dense"], found["scipy_dense_bytes"]),
-        ("SciPy per class, compact", peer, found["scipy_compact_bytes"]),
-        ("rwkernels precompute, whole command", found["command"], found["bytes"]),
-        ("rwkernels precompute, once started", found["running"], found["bytes"]),
+    for name, seconds, size, times in (
+        ("SciPy per class, dense", found["scipy_dense"], found["scipy_dense_bytes"], peer / found["scipy_dense"]),
+        ("SciPy per class, compact", peer, found["scipy_compact_bytes"], 1.0),
+        ("rwkernels precompute, whole command", found["command"], found["bytes"], found["command_times_scipy"]),
+        ("rwkernels precompute, once started", found["running"], found["bytes"], found["running_times_scipy"]),
     ):
-        print(f"{name:35} {seconds * 1e3:11.1f} {size / 1e6:12.2f} {peer / seconds:12.1f}")
-    print(f"started in {found['started_in']:.1f} s; a sample was compared with SciPy")
+        print(f"{name:35} {seconds * 1e3:11.1f} {size / 1e6:12.2f} {times:12.1f}")
+    print(f"started in {found['start']:.1f} s; medians of {given.turns} turns; a sample was compared with SciPy")
     if given.json:
         given.json.write_text(json.dumps(found, indent=1))
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from rwkernels import arrays, checks
-from rwkernels.backends import choose, native
+from rwkernels.backends import choose, native, native_codes
 from rwkernels.maps import RectifiedArguments, rectified_arguments, rectified_map
 from rwkernels.ops import fill_checked
 
@@ -75,7 +75,7 @@ def encode(foreground: Any, bits: int = 16) -> Any:
         return back(codes.copy_(found.double().mul_(-steps).round_().to(torch.int32)))
     plain = found.to(torch.float32).contiguous()
     if native.can_run(found.device) is None:
-        if not native.encode_values(codes, plain):
+        if not native_codes.encode_values(codes, plain):
             _refuse_outside(found)
         return back(codes)
     values, written = plain.view(-1).numpy(), codes.view(-1).numpy()
@@ -129,7 +129,7 @@ def decode_array(codes: NDArray[Any], values: Tensor) -> None:
     """`decode` on the CPU of a flat array, which may be read only as no tensor is, into a contiguous tensor."""
     codes = np.require(codes, codes.dtype.newbyteorder("="), ["C", "ALIGNED"])
     if native.can_run(values.device) is None:
-        native.decode_values(values, codes)
+        native_codes.decode_values(values, codes)
         return
     steps, written = np.float32(np.iinfo(codes.dtype).max), values.view(-1).numpy()
     for start in range(0, len(codes), _BLOCK):
@@ -222,7 +222,7 @@ def rectified_codes(
             class_max=found.new_empty((len(found), arguments.num_classes), dtype=torch.float32),
             image_count=found.new_empty(len(found), dtype=torch.int64),
         )
-        fill_checked(partial(native.fill_rectified_codes, *made, field), found, *arguments[:-1])
+        fill_checked(partial(native_codes.fill_rectified_codes, *made, field), found, *arguments[:-1])
     count = None if arguments.ignore_index is None else back(made.image_count)
     return RectifiedCodes(back(made.codes), back(made.class_max), count)
 

@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import struct
+import sys
 import zipfile
 import zlib
 from pathlib import Path
@@ -12,7 +13,8 @@ import numpy as np
 import pytest
 from precompute_cases import AFFINE, SPACING, blob, write_nifti
 
-from rwkernels.formats import ReadOptions, open_labels, whole_labels
+from rwkernels.backends import native
+from rwkernels.formats import ReadOptions, in_order, open_labels, whole_labels
 from rwkernels.precompute import sources
 
 nibabel = pytest.importorskip("nibabel", reason="the extra `precompute` is not installed")
@@ -180,6 +182,24 @@ def test_zarr_arrays_and_groups_are_read(tmp_path, version):
             read(tmp_path / "b.zarr", ReadOptions(key=key))
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize(
+    "shape", [(1, 1, 1), (16, 1, 16), (17, 3, 40), (33, 20, 15), (15, 2, 64), (70, 61, 48), (5, 0, 3), (4, 7), (3,)]
+)
+@pytest.mark.parametrize("dtype", ["u1", "i1", "i2"])
+def test_any_order_in_memory_comes_with_the_last_axis_fastest(shape, dtype, threads):
+    values = np.random.default_rng(0).integers(-128, 128, shape).astype(dtype)
+    for axes in (range(len(shape)), range(len(shape))[::-1]):
+        turned = np.ascontiguousarray(values.transpose(*axes)).transpose(*axes)
+        turned.flags.writeable = False
+        with native.limited_to(threads):
+            found = in_order(turned)
+        assert found.flags.c_contiguous
+        assert found.flags.writeable
+        assert found.dtype == values.dtype
+        np.testing.assert_array_equal(found, values)
+
+
 def test_floats_have_to_be_whole_and_the_smallest_type_is_taken():
     assert whole_labels(np.array([[0.0, 3.0]], np.float32)).dtype == np.uint8
     assert whole_labels(np.array([[-1, 3]])).dtype == np.int8
@@ -231,6 +251,36 @@ def test_a_stream_is_unpacked_no_further_than_its_header_says(tmp_path, monkeypa
     (tmp_path / "far.nii").write_bytes(header.binaryblock + b"\1\0\0\0" + struct.pack("<ii", 2**31 - 1, 6) + bytes(99))
     with pytest.raises(ValueError, match="vox_offset: expected 348 to 1000000, got 1000000000"):
         open_labels(tmp_path / "far.nii", ReadOptions(max_bytes=10**6))
+
+
+@pytest.mark.parametrize("library", ["libdeflate", "zlib"])
+def test_a_gzip_stream_is_right_to_its_end_whichever_library_unpacks_it(tmp_path, library, monkeypatch):
+    if library == "zlib":
+        monkeypatch.setitem(sys.modules, "imagecodecs", None)
+    path = write_nifti(tmp_path / "a.nii.gz", LABELS)
+    whole, plain = path.read_bytes(), gzip.decompress(path.read_bytes())
+    several = gzip.compress(plain[:500]) + gzip.compress(plain[500:])
+    for good in (whole, whole + bytes(16), several, gzip.compress(plain + b"more than the header says")):
+        path.write_bytes(good)
+        assert (read(path) == LABELS).all()
+    changed = bytearray(plain)
+    changed[-1] += 1
+    other = gzip.compress(bytes(changed))
+    for bad in (whole[:-8] + other[-8:], whole[:-4] + bytes(4), whole + b"no gzip", gzip.compress(plain[:-1])):
+        path.write_bytes(bad)
+        with pytest.raises((ValueError, OSError, EOFError, zlib.error)):
+            read(path)
+
+
+def test_one_gzip_stream_of_the_right_size_is_not_left_to_zlib(tmp_path, monkeypatch):
+    path = write_nifti(tmp_path / "a.nii.gz", LABELS)
+    unpacked = []
+    original = gzip.GzipFile.read
+    monkeypatch.setattr(
+        gzip.GzipFile, "read", lambda self, size=-1: unpacked.append(data := original(self, size)) or data
+    )
+    assert (read(path) == LABELS).all()
+    assert sum(map(len, unpacked)) == 540
 
 
 def test_a_picture_that_unpacks_to_far_more_than_its_size_is_refused(tmp_path):

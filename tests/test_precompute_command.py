@@ -108,9 +108,9 @@ def test_a_map_that_is_wrong_does_not_stand_the_comparison(folders, capsys, monk
     original = items.make
 
     def wrong(*arguments):
-        map_, largest = original(*arguments)
-        map_.foreground[5, 5, 5] *= 0.999
-        return map_, largest
+        made = original(*arguments)
+        made.foreground[5, 5, 5] *= 0.999
+        return made
 
     monkeypatch.setattr(items, "make", wrong)
     assert run(source, target, "--num-classes", 4, "--include", "a.*", "--verify", "1") == 1

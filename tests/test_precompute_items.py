@@ -2,6 +2,7 @@
 
 import math
 import subprocess
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from rwkernels.data import class_max
 from rwkernels.precompute import items, shards
 from rwkernels.precompute.settings import Settings
 from rwkernels.precompute.store import Store, record
-from rwkernels.quantised import decode, largest_error
+from rwkernels.quantised import decode, encode, largest_error
 
 nibabel = pytest.importorskip("nibabel", reason="the extra `precompute` is not installed")
 zarr = pytest.importorskip("zarr", reason="the extra `precompute` is not installed")
@@ -54,12 +55,16 @@ def test_the_largest_distances_are_those_of_the_transform(black_border, ignore_i
     spacing = (3.0, 0.5, 1.25)[: len(shape)]
     for labels in (blob(shape), np.zeros(shape, np.uint8), np.random.default_rng(0).integers(0, 4, shape, np.uint8)):
         settings = Settings(4, black_border=black_border, ignore_index=ignore_index)
-        map_, found = items.make(labels, spacing, settings, 1, "cpu")
+        made = items.make(labels, spacing, settings, 1, "cpu")
         options = {"spacing": spacing, "ignore_index": ignore_index, "black_border": black_border}
         batch = torch.from_numpy(labels)[None]
-        assert found == pytest.approx(class_max(batch, 4, **options)[0].tolist(), rel=1e-6)
+        assert made.class_max == pytest.approx(class_max(batch, 4, **options)[0].tolist(), rel=1e-6)
+        expected = encode(rw.rectified_map(batch, 4, **options).foreground[0], 16)
+        np.testing.assert_array_equal(made.foreground, expected.numpy())
+        whole = items.make(labels, spacing, replace(settings, bits=32), 1, "cpu")
+        assert whole.class_max == made.class_max
         expected = rw.rectified_map(batch, 4, backend="reference", **options)
-        torch.testing.assert_close(map_.foreground, expected.foreground[0], rtol=1e-6, atol=1e-6)
+        np.testing.assert_allclose(whole.foreground, expected.foreground[0], rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -110,6 +115,21 @@ def test_zarr_reads_every_shape_and_type_that_is_packed_here(tmp_path, monkeypat
     assert (files > 1) == (pixels < values.size)
 
 
+def test_what_cannot_be_compressed_is_copied_and_all_comes_back(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 1 << 16, (64, 64, 64)).astype(np.uint16)
+    half = noise.copy()
+    half[:, :, 8:] = 7
+    for name, values, low, high in (
+        ("noise", noise, 1.0, 1.001),
+        ("half", half, 0.1, 0.5),
+        ("zero", half * 0, 0, 0.05),
+    ):
+        shards.write(tmp_path / name, values, (32, 64, 64))
+        (file,) = (path for path in (tmp_path / name).iterdir() if path.name.startswith("c"))
+        assert low <= file.stat().st_size / values.nbytes <= high
+        assert np.array_equal(zarr.open_array(tmp_path / name, mode="r")[:], values)
+
+
 @pytest.mark.parametrize(("shape", "dtype"), [((70, 64, 3), np.uint16), ((71, 64, 3), np.uint16), ((9, 8), np.float32)])
 @pytest.mark.parametrize("meaning", ["", "-code / 65535"])
 def test_the_metadata_of_an_array_are_those_that_zarr_writes(tmp_path, shape, dtype, meaning):
@@ -148,15 +168,3 @@ def test_nifti_lies_where_its_source_does(tmp_path, suffix, axes):
         expected = rw.rectified_map(torch.from_numpy(LABELS)[None], 4, spacing=SPACING, backend="reference")
         truth = expected.dense()[0].movedim(0, -1) if dense else expected.foreground[0]
         np.testing.assert_allclose(image.get_fdata(), truth.numpy(), atol=1e-5)
-
-
-@pytest.mark.parametrize("spacing", [(1.0, 1.0), (0.5, 3.0)])
-@pytest.mark.parametrize("black_border", [False, True])
-def test_the_distance_of_a_pixel_is_right_where_its_lines_meet_no_other_label(spacing, black_border):
-    labels = np.ones((41, 50), np.uint8)
-    labels[20] = labels[:, 22:25] = 0  # a cross: along its arms there is nothing else
-    labels[:4, :30] = 2
-    found = rw.distance_transform(labels[None], spacing=spacing, black_border=black_border)[0]
-    for place in [(20, 23), (20, 22), (20, 0), (3, 0), (40, 24), (0, 35), (40, 49)]:
-        assert items.distance_at(labels, place, spacing, black_border) == pytest.approx(found[place], rel=1e-6), place
-    assert items.distance_at(np.zeros((5, 6), np.uint8), (2, 2), spacing) == math.inf

@@ -4,12 +4,14 @@ import os
 import shutil
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 from precompute_cases import LABELS, contents, run, two_sources, write_nifti
 
+from rwkernels.precompute import store
 from rwkernels.precompute.store import PARTIAL, Store, record
 
 nibabel = pytest.importorskip("nibabel", reason="the extra `precompute` is not installed")
@@ -20,6 +22,19 @@ sitk = pytest.importorskip("SimpleITK", reason="the extra `precompute` is not in
 @pytest.fixture
 def folders(tmp_path):
     return two_sources(tmp_path)
+
+
+@pytest.mark.parametrize("library", ["libdeflate", "zlib"])
+@pytest.mark.parametrize("size", [0, 1, (1 << 18) - 1, 1 << 18, 700_001])
+def test_the_checksum_of_a_file_is_crc32_whichever_library_computes_it(tmp_path, library, size, monkeypatch):
+    if library == "zlib":
+        monkeypatch.setitem(sys.modules, "imagecodecs", None)
+    store._crc32.cache_clear()
+    data = np.random.default_rng(size).bytes(size)
+    (tmp_path / "file").write_bytes(data)
+    store.finish(tmp_path, {})
+    assert record(tmp_path)["files"] == {"file": [size, zlib.crc32(data)]}
+    store._crc32.cache_clear()
 
 
 def damage_shard(item: Path) -> None:

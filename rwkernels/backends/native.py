@@ -9,15 +9,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from rwkernels.backends import LossProblem, reference
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 NAME = "native"
 ISA_VARIABLE = "RWKERNELS_ISA"
@@ -65,22 +62,22 @@ def can_run(device: torch.device) -> str | None:
     return None
 
 
-def _grid(labels: Tensor, spacing: Sequence[float]) -> tuple[tuple[int, ...], int, tuple[float, ...]]:
+def grid(labels: Tensor, spacing: Sequence[float]) -> tuple[tuple[int, ...], int, tuple[float, ...]]:
     """Sizes [B, Z, Y, X] with leading axes of 1 put in, the number of real axes, and (z, y, x) spacing."""
     axes = labels.dim() - 1
     sizes = (labels.shape[0], *[1] * (3 - axes), *labels.shape[1:])
     return sizes, axes, (*[1.0] * (3 - axes), *spacing)
 
 
-def _code(labels: Tensor) -> str:
+def code(labels: Tensor) -> str:
     return _LABEL_CODES[labels.dtype]
 
 
-def _address(tensor: Tensor | None) -> int:
+def address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
-def _written(tensor: Tensor | None) -> int:
+def written(tensor: Tensor | None) -> int:
     """The address of a tensor about to be written, backed by huge pages where that pays and its memory is fresh.
 
     Faulting a fresh gradient in by 4 KiB pages takes longer than computing it.
@@ -101,18 +98,18 @@ def advise_huge_pages(tensor: Tensor) -> None:
 def first_bad_label(labels: Tensor, num_classes: int, ignore_index: int | None) -> int:
     """See `Backend`."""
     bad: int = core().first_bad_label(
-        labels.data_ptr(), _code(labels), labels.numel(), num_classes, ignore_index, threads()
+        labels.data_ptr(), code(labels), labels.numel(), num_classes, ignore_index, threads()
     )
     return bad
 
 
 def fill_distance(out: Tensor, labels: Tensor, spacing: Sequence[float], squared: bool, black_border: bool) -> None:
     """See `Backend`."""
-    sizes, axes, steps = _grid(labels, spacing)
+    sizes, axes, steps = grid(labels, spacing)
     core().distance(
         labels.data_ptr(),
-        _code(labels),
-        _written(out),
+        code(labels),
+        written(out),
         sizes,
         axes,
         steps,
@@ -126,7 +123,7 @@ def pass_axis(field: Tensor, labels: Tensor, axis: int, unit: float, first: bool
     """See `Backend`."""
     core().axis_pass(
         labels=labels.data_ptr(),
-        code=_code(labels),
+        code=code(labels),
         field=field.data_ptr(),
         outer=math.prod(labels.shape[:axis]),
         n=labels.shape[axis],
@@ -143,7 +140,7 @@ def largest_of_classes(field: Tensor, labels: Tensor, num_classes: int) -> Tenso
     largest = field.new_empty(num_classes)
     sizes = (1, 1, 1, labels.numel())
     core().class_max(
-        labels.data_ptr(), _code(labels), field.data_ptr(), largest.data_ptr(), sizes, num_classes, threads()
+        labels.data_ptr(), code(labels), field.data_ptr(), largest.data_ptr(), sizes, num_classes, threads()
     )
     return largest
 
@@ -160,12 +157,12 @@ def rectify(
     """See `Backend`."""
     core().rectify(
         labels=labels.data_ptr(),
-        code=_code(labels),
+        code=code(labels),
         field=field.data_ptr(),
         n=labels.numel(),
         num_classes=num_classes,
         squared_max=squared_max.data_ptr(),
-        class_max=_address(class_max),
+        class_max=address(class_max),
         spacing=spacing,
         ignore=ignore_index,
         threads=threads(),
@@ -182,11 +179,11 @@ def fill_class_distance(
     validate: bool,
 ) -> int:
     """See `Backend`."""
-    sizes, axes, steps = _grid(labels, spacing)
+    sizes, axes, steps = grid(labels, spacing)
     bad: int = core().class_distance(
         labels.data_ptr(),
-        _code(labels),
-        _written(out),
+        code(labels),
+        written(out),
         sizes,
         axes,
         steps,
@@ -211,60 +208,21 @@ def fill_rectified(
     validate: bool,
 ) -> tuple[int, int]:
     """See `Backend`."""
-    sizes, axes, steps = _grid(labels, spacing)
+    sizes, axes, steps = grid(labels, spacing)
     bad: int = core().rectified(
         labels.data_ptr(),
-        _code(labels),
-        _written(out),
+        code(labels),
+        written(out),
         count.data_ptr(),
         sizes,
         axes,
         steps,
         num_classes,
-        _address(class_max),
+        address(class_max),
         ignore_index,
         black_border,
         validate,
         threads(),
-    )
-    return (-1, -2 - bad) if bad <= -2 else (bad, -1)
-
-
-def fill_rectified_codes(
-    codes: Tensor,
-    largest: Tensor,
-    count: Tensor,
-    work: Tensor,
-    labels: Tensor,
-    num_classes: int,
-    spacing: Sequence[float],
-    class_max: Tensor | None,
-    black_border: bool,
-    ignore_index: int | None,
-    validate: bool,
-) -> tuple[int, int]:
-    """`fill_rectified` with its foreground as codes [B, *S], and the largest distances of the images, float32 [B, K].
-
-    `work` has room for as many float32 as there are labels. No code stands for NaN: labels ought to be checked.
-    """
-    sizes, axes, steps = _grid(labels, spacing)
-    bad: int = core().rectified_codes(
-        labels=labels.data_ptr(),
-        code=_code(labels),
-        field=_written(work),
-        codes=_written(codes),
-        code_bytes=codes.element_size(),
-        largest=largest.data_ptr(),
-        count=count.data_ptr(),
-        dims=sizes,
-        axes=axes,
-        spacing=steps,
-        num_classes=num_classes,
-        class_max=_address(class_max),
-        ignore=ignore_index,
-        black_border=black_border,
-        validate=validate,
-        threads=threads(),
     )
     return (-1, -2 - bad) if bad <= -2 else (bad, -1)
 
@@ -281,11 +239,11 @@ def fill_boundary(
     validate: bool,
 ) -> int:
     """See `Backend`."""
-    sizes, axes, steps = _grid(labels, spacing)
+    sizes, axes, steps = grid(labels, spacing)
     bad: int = core().boundary(
         labels.data_ptr(),
-        _code(labels),
-        _written(out),
+        code(labels),
+        written(out),
         sizes,
         axes,
         steps,
@@ -318,70 +276,24 @@ def fill_dense(
     if foreground.dtype == torch.float64:  # the core reads float32 only
         reference.fill_dense(out, labels, foreground, background, num_classes, class_scale, ignore_index)
         return
-    sizes, _, _ = _grid(labels, [])
+    sizes, _, _ = grid(labels, [])
     foreground = foreground.to(torch.float32)
     per_pixel = background.to(torch.float32) if isinstance(background, Tensor) else None
     scale = None if class_scale is None else class_scale.to(torch.float32).contiguous()
     core().dense(
         labels.data_ptr(),
-        _code(labels),
+        code(labels),
         foreground.data_ptr(),
-        _address(per_pixel),
+        address(per_pixel),
         0.0 if isinstance(background, Tensor) else background,
-        _address(scale),
-        _written(out),
+        address(scale),
+        written(out),
         _FLOAT_CODES[out.dtype],
         sizes,
         num_classes,
         ignore_index,
         threads(),
     )
-
-
-def encode_values(codes: Tensor, values: Tensor) -> bool:
-    """Codes of float32 values in [-1, 0], both contiguous; whether all values were."""
-    good: bool = core().encode_values(
-        values=values.data_ptr(),
-        count=values.numel(),
-        bytes=codes.element_size(),
-        codes=_written(codes),
-        threads=threads(),
-    )
-    return good
-
-
-def decode_values(values: Tensor, codes: NDArray[Any]) -> None:
-    """The float32 values of codes, both contiguous."""
-    core().decode_values(
-        codes=codes.ctypes.data,
-        count=codes.size,
-        bytes=codes.itemsize,
-        values=_written(values),
-        threads=threads(),
-    )
-
-
-def pack_labels(labels: Tensor, num_classes: int, ignore_index: int | None, bits: int) -> Tensor | None:
-    """The codes of contiguous labels in `bits` bits each, as `rwkernels.service.labels` says; None if one is no class.
-
-    The code of an ignored label is `num_classes`.
-    """
-    packed = torch.empty(-(-labels.numel() * bits // 8), dtype=torch.uint8)
-    good: bool = core().pack_labels(
-        labels=labels.data_ptr(),
-        code=_code(labels),
-        count=labels.numel(),
-        num_classes=num_classes,
-        ignore=ignore_index,
-        bits=bits,
-        packed=packed.data_ptr(),
-    )
-    return packed if good else None
-
-
-def unpack_labels(packed: NDArray[Any], bits: int, labels: NDArray[Any]) -> None:
-    """What `pack_labels` took, as flat uint8."""
-    core().unpack_labels(packed=packed.ctypes.data, count=labels.size, bits=bits, labels=labels.ctypes.data)
 
 
 def _five(values: Sequence[int]) -> tuple[int, ...]:
@@ -435,19 +347,19 @@ def loss(
         map_dtype=_FLOAT_CODES[maps.dtype],
         map_strides=(0,) * 5 if problem.compact else _five(maps.stride()),
         compact=problem.compact,
-        labels=_address(labels),
-        label_code="u1" if labels is None else _code(labels),
+        labels=address(labels),
+        label_code="u1" if labels is None else code(labels),
         ignore=problem.ignore_index if labels is not None else None,
-        background=_address(background),
+        background=address(background),
         background_value=problem.background_value,
-        class_scale=_address(scale),
+        class_scale=address(scale),
         scale_groups=1 if scale is None else len(scale),
-        image_scale=_address(image_scale),
-        pixel_scale=_address(pixel_scale),
-        grad=_written(grad),
+        image_scale=address(image_scale),
+        pixel_scale=address(pixel_scale),
+        grad=written(grad),
         grad_strides=(0,) * 5 if grad is None else _five(grad.stride()),
-        image_sums=_address(image_sums),
-        pixel_loss=_address(pixel_loss),
+        image_sums=address(image_sums),
+        pixel_loss=address(pixel_loss),
         validate=validate,
         threads=threads(),
     )
@@ -487,16 +399,16 @@ def fill_negatives(out: Tensor, problem: LossProblem, *, probabilities: bool, wr
         map_dtype=_FLOAT_CODES[maps.dtype],
         map_strides=(0,) * 5 if problem.compact else _five(maps.stride()),
         compact=problem.compact,
-        labels=_address(labels),
-        label_code="u1" if labels is None else _code(labels),
+        labels=address(labels),
+        label_code="u1" if labels is None else code(labels),
         ignore=problem.ignore_index if labels is not None else None,
-        background=_address(background),
+        background=address(background),
         background_value=problem.background_value,
-        class_scale=_address(scale),
+        class_scale=address(scale),
         scale_groups=1 if scale is None else len(scale),
         probabilities=probabilities,
         wrong=wrong,
-        out=_written(out),
+        out=written(out),
         validate=validate,
         threads=threads(),
     )

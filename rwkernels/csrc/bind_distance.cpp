@@ -16,6 +16,7 @@
 #include "distance.hpp"
 #include "encoding.hpp"
 #include "maps.hpp"
+#include "reverse_axes.hpp"
 
 namespace nb = nanobind;
 
@@ -221,6 +222,14 @@ std::int64_t first_bad_label(Address data, const std::string& code, std::int64_t
   return find_bad_label(labels, classes, threads);
 }
 
+void reverse_axes_of_bytes(Address in, Address out, std::int64_t x_length, std::int64_t y_length, std::int64_t z_length,
+                           int threads) {
+  const Labels labels = make_labels(in, "u1", {1, x_length, y_length, z_length});
+  nb::gil_scoped_release release;
+  reverse_axes(pointer<const std::uint8_t>(in), pointer<std::uint8_t>(out), x_length, y_length, z_length,
+               useful_threads(labels, threads));
+}
+
 }  // namespace
 
 void bind_distance(nb::module_& m) {
@@ -244,6 +253,8 @@ void bind_distance(nb::module_& m) {
   m.def("dense", &dense, nb::arg("labels"), nb::arg("code"), nb::arg("foreground"), nb::arg("background"),
         nb::arg("background_value"), nb::arg("class_scale"), nb::arg("out"), nb::arg("out_code"), nb::arg("dims"),
         nb::arg("num_classes"), nb::arg("ignore").none(), nb::arg("threads"));
+  m.def("reverse_axes", &reverse_axes_of_bytes, nb::arg("bytes"), nb::arg("out"), nb::arg("x_length"),
+        nb::arg("y_length"), nb::arg("z_length"), nb::arg("threads"));
   m.def("first_bad_label", &first_bad_label, nb::arg("labels"), nb::arg("code"), nb::arg("n"), nb::arg("num_classes"),
         nb::arg("ignore").none(), nb::arg("threads"));
 }

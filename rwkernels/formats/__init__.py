@@ -15,8 +15,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from rwkernels import checks
+from rwkernels.backends import native, native_codes
 
 Affine = list[list[float]]
 
@@ -147,13 +149,11 @@ def whole_labels(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 def in_order(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """The values with the last axis fastest in memory, in memory that may be written to."""
-    if values.ndim != 3 or not values.flags.f_contiguous:
+    reversed_bytes = values.itemsize == 1 and values.ndim == 3 and values.flags.f_contiguous
+    if not reversed_bytes or native.can_run(torch.device("cpu")) is not None:
         return np.require(values, requirements=("C", "W"))
     found = np.empty(values.shape, values.dtype)
-    step = 16  # blocks that fit the cache in both orders
-    for x in range(0, values.shape[0], step):
-        for z in range(0, values.shape[2], step):
-            found[x : x + step, :, z : z + step] = values[x : x + step, :, z : z + step]
+    native_codes.reverse_axes(values, found)
     return found
 
 

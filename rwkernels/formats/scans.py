@@ -47,8 +47,10 @@ def nifti(path: Path, options: ReadOptions) -> Opened:
     image_class = getattr(nib, f"{name}Image")
 
     def load() -> npt.NDArray[Any]:
-        # One byte more than needed, so that a gzip stream is read to its end and its checksum tested.
-        data = start + stream.read(max(needed + 1 - len(start), 0))
+        data = _unpacked(packed, needed) if gzipped else None
+        if data is None:
+            # One byte more than needed, so that a gzip stream is read to its end and its checksum tested.
+            data = start + stream.read(max(needed + 1 - len(start), 0))
         if len(data) < needed:
             raise ValueError(f"data: expected {needed} bytes, got {len(data)}: the file is cut off")
         values = np.asanyarray(image_class.from_bytes(data).dataobj)
@@ -70,6 +72,24 @@ def nifti(path: Path, options: ReadOptions) -> Opened:
         options.axes,
         "mm" if int(header["xyzt_units"]) % 8 in (0, 2) else None,  # unknown is taken for mm
     )
+
+
+def _unpacked(packed: bytes, size: int) -> bytes | bytearray | None:
+    """The `size` bytes of a gzip stream by libdeflate, four times as fast as zlib.
+
+    None where it does not end with the checksum and size of just these bytes, or the library is missing: what is wrong
+    with the stream, if anything, is then for zlib to say.
+    """
+    try:
+        from imagecodecs import DeflateError, deflate_crc32, gzip_decode
+    except ImportError:
+        return None
+    try:
+        data = gzip_decode(packed, out=size)
+    except (DeflateError, ValueError):
+        return None
+    end = (deflate_crc32(data) | (size & 0xFFFFFFFF) << 32).to_bytes(8, "little")
+    return data if len(data) == size and packed.endswith(end) else None
 
 
 def simple_itk(path: Path, options: ReadOptions) -> Opened:

@@ -22,7 +22,7 @@ __all__ = ["add_arguments", "run"]
 
 _NEEDED = ("zarr", "nibabel", "SimpleITK", "tifffile", "PIL", "tqdm")
 # What the process from which workers are forked imports once for all of them.
-_PRELOADED = ["rwkernels.precompute.items", "zarr.codecs", "numcodecs.blosc", "nibabel"]
+_PRELOADED = ["rwkernels.precompute.items", "zarr.codecs", "numcodecs.blosc", "nibabel", "imagecodecs._deflate"]
 _EPILOG = """\
 examples:
   rwkernels precompute labelsTr maps                        every label map under labelsTr, as many processes as cores

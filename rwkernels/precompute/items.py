@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import math
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -17,15 +18,17 @@ import torch
 from torch import Tensor
 
 import rwkernels
+from rwkernels.backends import native
 from rwkernels.compact import RectifiedMap
 from rwkernels.formats import Opened, open_labels, scans, whole_labels
 from rwkernels.precompute import shards, sources
 from rwkernels.precompute.settings import Settings
 from rwkernels.precompute.store import Store, damage, finish, record
-from rwkernels.quantised import encode
+from rwkernels.quantised import encode, rectified_codes
 
 # What a file system that is shared says now and then, and may not say again.
 _PASSING = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EBUSY, errno.ENFILE, errno.EMFILE}
+_memory = threading.local()
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,20 @@ class Outcome:
     size: int = 0  # bytes
     largest_label: int = -1
     seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Made:
+    """The map of a source: `foreground` as codes or float32 `[*S]`, `dense` `[K, *S]`, what a NIfTI file would show.
+
+    `class_max` holds the largest distance of every class, if the map measures any.
+    """
+
+    foreground: npt.NDArray[Any] | None = None
+    dense: npt.NDArray[np.float32] | None = None
+    shown: npt.NDArray[np.float32] | None = None
+    class_max: list[float] | None = None
+    background: float | None = None
 
 
 def build(job: Job) -> Outcome:
@@ -152,7 +169,7 @@ def _build(job: Job) -> Outcome:
     labels = whole_labels(opened.load())
     if sources.stamp(job.path) != before:
         raise ValueError("the file changed while it was read")
-    map_, class_max = make(labels, opened.spacing or (), job.settings, job.threads, job.device)
+    made = make(labels, opened.spacing or (), job.settings, job.threads, job.device)
     facts = {
         "version": rwkernels.__version__,
         "source": {"path": job.source, "sha256": checksum, "bytes": size},
@@ -161,107 +178,78 @@ def _build(job: Job) -> Outcome:
         "spacing": list(opened.spacing or ()),
         "affine": opened.affine,
         "axes": opened.axes,
-        "class_max": class_max,
-        "background": map_.background if isinstance(map_, RectifiedMap) else None,
+        "class_max": made.class_max,
+        "background": made.background,
         "largest_label": _largest(labels, job.settings.ignore_index),
     }
     with job.store.writing(job.store.item_name(job.source)) as item:
-        _write(item, labels, map_, opened, job)
+        _write(item, labels, made, opened, job)
         finish(item, facts)
     return Outcome(job.source, "built", size=_size(opened.shape, job.settings))
 
 
-def make(
-    labels: npt.NDArray[Any], spacing: tuple[float, ...], settings: Settings, threads: int, device: str
-) -> tuple[RectifiedMap | Tensor, list[float] | None]:
-    """The map of the labels of one source, and the largest distance of every class if it measures any."""
-    builder = settings.builder(labels.ndim, threads)
+def make(labels: npt.NDArray[Any], spacing: tuple[float, ...], settings: Settings, threads: int, device: str) -> Made:
+    """The map of the labels of one source, as it is stored."""
     there = torch.from_numpy(labels).to(device)
-    map_ = builder.of_sample({"spacing": list(spacing)}, there)
-    map_ = map_.to("cpu") if isinstance(map_, RectifiedMap) else map_.cpu()
     class_max = None
-    if isinstance(map_, RectifiedMap) and settings.maps == "rectified":
-        class_max = _class_max(labels, map_.foreground.numpy(), settings, spacing)
-    return map_, class_max
+    if settings.maps == "rectified":
+        codes, class_max = _codes(there, spacing, settings, threads)
+        if settings.bits != 32 and not (settings.dense or settings.nifti):
+            return Made(codes, class_max=class_max, background=1.0)
+    map_ = settings.builder(labels.ndim, threads).of_sample({"spacing": list(spacing)}, there)
+    if not isinstance(map_, RectifiedMap):
+        dense = map_.cpu().numpy()
+        return Made(dense=dense, shown=dense)
+    map_ = map_.to("cpu")
+    assert not isinstance(map_.background, Tensor)  # of no family that is named
+    values = map_.foreground.numpy()
+    stored = values if settings.bits == 32 else encode(values, settings.bits)
+    if not settings.dense:
+        return Made(stored, None, values, class_max, map_.background)
+    dense = map_[None].dense()[0].numpy()
+    return Made(stored, dense, dense, class_max, map_.background)
 
 
-def _class_max(
-    labels: npt.NDArray[Any], foreground: npt.NDArray[Any], settings: Settings, spacing: tuple[float, ...]
-) -> list[float]:
-    """What `data.class_max` gives, without a second transform: a class is farthest from others where its map is -1."""
-    places = np.flatnonzero(foreground.reshape(-1) == -1)
-    found = [0.0] * settings.num_classes
-    classes, first = np.unique(labels.reshape(-1)[places], return_index=True)
-    for label, at in zip(classes.tolist(), places[first].tolist(), strict=True):
-        place = tuple(int(index) for index in np.unravel_index(at, labels.shape))
-        away = distance_at(labels, place, spacing, settings.black_border)
-        found[label] = 1.0 if math.isinf(away) else float(np.float32(away))
-    return found
-
-
-def distance_at(
-    labels: npt.NDArray[Any], place: tuple[int, ...], spacing: tuple[float, ...], black_border: bool = False
-) -> float:
-    """Distance of one pixel to the nearest of another label: looked for in a box; inf if there is none.
-
-    The box reaches as far as the nearest one on the lines along the axes; where these meet none, it grows.
-    """
-    border = math.inf
-    if black_border:
-        border = min(min(at + 1, side - at) * s for at, side, s in zip(place, labels.shape, spacing, strict=True))
-    reach = min(border, *(_along(labels, place, axis) * step for axis, step in enumerate(spacing)))
-    if math.isinf(reach):
-        reach = 8 * min(spacing)
-    while True:
-        half = [int(reach / step) + 1 for step in spacing]
-        low = [max(at - h, 0) for at, h in zip(place, half, strict=True)]
-        high = [min(at + h + 1, side) for at, h, side in zip(place, half, labels.shape, strict=True)]
-        box = labels[tuple(slice(start, stop) for start, stop in zip(low, high, strict=True))]
-        others = np.nonzero(box != labels[place])
-        squares = sum(
-            ((index + start - at) * step) ** 2
-            for index, start, at, step in zip(others, low, place, spacing, strict=True)
+def _codes(
+    labels: Tensor, spacing: tuple[float, ...], settings: Settings, threads: int
+) -> tuple[npt.NDArray[Any], list[float]]:
+    """The codes of a rectified map, and the largest distance of every class."""
+    with native.limited_to(threads):
+        codes, class_max, _ = rectified_codes(
+            labels[None],
+            settings.num_classes,
+            8 if settings.bits == 8 else 16,
+            spacing=spacing,
+            ignore_index=settings.ignore_index,
+            black_border=settings.black_border,
+            spatial_dims=labels.dim(),
+            work=_field(labels.numel()) if labels.device.type == "cpu" else None,
         )
-        nearest = min(math.sqrt(np.min(squares)) if others[0].size else math.inf, border)
-        if nearest <= reach or box.shape == labels.shape:  # nothing outside of the box is nearer than `reach`
-            return nearest
-        reach *= 2
+    return codes[0].cpu().numpy(), class_max[0].tolist()
 
 
-def _along(labels: npt.NDArray[Any], place: tuple[int, ...], axis: int) -> float:
-    """Pixels to the nearest of another label on the line through one along an axis; inf if there is none."""
-    index: list[Any] = list(place)
-    index[axis] = slice(None)
-    line = labels[tuple(index)]
-    others = np.flatnonzero(line != labels[place])
-    return float(np.abs(others - place[axis]).min()) if others.size else math.inf
+def _field(size: int) -> Tensor:
+    """Working memory of this thread for a field of distances, kept for the next volume."""
+    kept: Tensor | None = getattr(_memory, "field", None)
+    if kept is None or kept.numel() < size:
+        kept = _memory.field = torch.empty(size)
+    return kept
 
 
-def _write(item: Path, labels: npt.NDArray[Any], map_: RectifiedMap | Tensor, opened: Opened, job: Job) -> None:
+def _write(item: Path, labels: npt.NDArray[Any], made: Made, opened: Opened, job: Job) -> None:
     """Writes the arrays of an item, and NIfTI where it was asked for."""
     settings = job.settings
     item.mkdir()
     side = settings.chunk if labels.ndim > 2 else settings.chunk * 8
     chunks = tuple(min(side, length) for length in labels.shape)
     shards.write(item / "labels", labels, chunks)
-    if isinstance(map_, RectifiedMap):
-        values, meaning = map_.foreground.numpy(), ""
-        if settings.bits != 32:
-            values, meaning = encode(values, settings.bits), f"-code / {(1 << settings.bits) - 1}"
-        shards.write(item / "foreground", values, chunks, meaning)
-    dense = _dense(map_) if settings.dense or not settings.compact else None
-    if dense is not None:
-        shards.write(item / "dense", dense, (1, *chunks))
-    if settings.nifti:
-        shown = map_.foreground.numpy() if dense is None and isinstance(map_, RectifiedMap) else dense
-        assert shown is not None
-        scans.write_nifti(item / "map.nii", shown, opened)
-
-
-def _dense(map_: RectifiedMap | Tensor) -> npt.NDArray[np.float32]:
-    values = map_[None].dense()[0] if isinstance(map_, RectifiedMap) else map_
-    found: npt.NDArray[np.float32] = values.numpy()
-    return found
+    if made.foreground is not None:
+        meaning = "" if settings.bits == 32 else f"-code / {(1 << settings.bits) - 1}"
+        shards.write(item / "foreground", made.foreground, chunks, meaning)
+    if made.dense is not None:
+        shards.write(item / "dense", made.dense, (1, *chunks))
+    if settings.nifti and made.shown is not None:
+        scans.write_nifti(item / "map.nii", made.shown, opened)
 
 
 def _size(shape: tuple[int, ...], settings: Settings) -> int:

@@ -28,6 +28,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -217,10 +218,21 @@ def _files(item: Path) -> list[str]:
 
 def _fingerprint(path: Path) -> list[int]:
     checksum, size = 0, 0
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            checksum, size = zlib.crc32(block, checksum), size + len(block)
+    block = memoryview(bytearray(1 << 18))  # stays in the cache
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(block):
+            checksum, size = _crc32()(block[:count], checksum), size + count
     return [size, checksum]
+
+
+@cache
+def _crc32() -> Any:
+    """libdeflate's, which is ten times as fast as zlib's, where the extra `precompute` brings it."""
+    try:
+        from imagecodecs import deflate_crc32
+    except ImportError:
+        return zlib.crc32
+    return deflate_crc32
 
 
 def _digest(kept: dict[str, Any]) -> str:

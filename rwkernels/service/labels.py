@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from rwkernels.backends import native
+from rwkernels.backends import native, native_codes
 
 BITS = {"uint1": 1, "uint2": 2, "uint4": 4, "uint8": 8, "int8": 8, "int16": 16, "int32": 32, "int64": 64}
 """Of one label. Those of less than a byte are packed, see `pack`."""
@@ -30,7 +30,7 @@ def pack(labels: Tensor, num_classes: int, ignore_index: int | None, bits: int) 
     """
     labels = labels.contiguous()
     if native.can_run(labels.device) is None:
-        packed = native.pack_labels(labels, num_classes, ignore_index, bits)
+        packed = native_codes.pack_labels(labels, num_classes, ignore_index, bits)
         return None if packed is None else packed.numpy()
     plain = labels.numpy().reshape(-1)
     ignored = np.zeros(0, bool) if ignore_index is None else plain == ignore_index
@@ -50,7 +50,7 @@ def pack(labels: Tensor, num_classes: int, ignore_index: int | None, bits: int) 
 def unpack(packed: Bytes, bits: int, out: Bytes) -> None:
     """Writes the codes that `pack` made to `out`."""
     if native.can_run(torch.device("cpu")) is None:
-        native.unpack_labels(packed, bits, out)
+        native_codes.unpack_labels(packed, bits, out)
         return
     for plane in range(8 // bits):
         part = out[plane * len(packed) : (plane + 1) * len(packed)]

@@ -55,6 +55,7 @@ def distances(labels: np.ndarray, code: str, num_classes: int, threads: int) -> 
     out |= {name: np.zeros(dense, np.float32) for name in ("classes", "boundary", "dense")}
     half, count = np.zeros(dense, np.uint16), np.zeros(batch, np.int64)
     maxima = np.zeros((batch, num_classes), np.float32)
+    codes_of, field = [np.zeros(like, np.uint8), np.zeros(like, np.uint16)], np.zeros(like, np.float32)
     given = address(labels), code
     _native.distance(*given, address(out["plain"]), dims, axes, spacing, False, False, threads)
     _native.distance(*given, address(out["border"]), dims, axes, (1.0,) * 3, True, True, threads)
@@ -78,6 +79,25 @@ def distances(labels: np.ndarray, code: str, num_classes: int, threads: int) -> 
             True,
             threads,
         )
+        for codes in codes_of:
+            _native.rectified_codes(
+                labels=given[0],
+                code=code,
+                field=address(field),
+                codes=address(codes),
+                code_bytes=codes.itemsize,
+                largest=address(maxima),
+                count=address(count),
+                dims=dims,
+                axes=axes,
+                spacing=spacing,
+                num_classes=num_classes,
+                class_max=address(class_max),
+                ignore=0,
+                black_border=True,
+                validate=True,
+                threads=threads,
+            )
     _native.boundary(
         *given, address(out["boundary"]), dims, axes, spacing, num_classes, 0, 0.0, 1.0, False, True, threads
     )
@@ -99,7 +119,10 @@ def distances(labels: np.ndarray, code: str, num_classes: int, threads: int) -> 
     # A smaller class count makes labels bad: found when checked, harmless when not.
     _native.first_bad_label(*given, labels.size, 1, None, threads)
     _native.rectified(*given, address(out["plain"]), 0, dims, axes, spacing, 1, 0, None, False, False, threads)
-    return [*out.values(), half, count, maxima]
+    reversed_bytes = np.zeros(labels.size, np.uint8)
+    if labels.itemsize == 1 and batch > 0:
+        _native.reverse_axes(given[0], address(reversed_bytes), *dims[1:], threads)
+    return [*out.values(), half, count, maxima, *codes_of, reversed_bytes]
 
 
 def single_steps(labels: np.ndarray, code: str, num_classes: int, threads: int) -> list[np.ndarray]:
