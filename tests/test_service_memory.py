@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import importlib.util
 import mmap
 import os
 import re
@@ -19,7 +20,7 @@ from service_cases import served, some_labels, until
 
 import rwkernels as rw
 from rwkernels.quantised import decode, encode, largest_error
-from rwkernels.service import RemoteMapBuilder, messages
+from rwkernels.service import RemoteMapBuilder, memory, messages
 from rwkernels.service.memory import OutOfReachError, Place, Room, SharedMemory, Slots
 
 
@@ -270,23 +271,23 @@ def test_what_is_opened_must_be_what_was_looked_at(monkeypatch):
 
 
 def test_a_slot_is_given_to_one_request_until_it_is_free_again():
-    slots, memory = Slots(Room(10_000)), SharedMemory(3)
-    assert sorted(memory.take() for _ in range(3)) == [0, 1, 2]
-    assert memory.take() is None
-    memory.give_back(1)
-    assert (memory.take(), memory.take(), memory.kept) == (1, None, 0)
-    found = memory.payload(1, slots.take(1, 5000).place, 5000)
+    slots, shared = Slots(Room(10_000)), SharedMemory(3)
+    assert sorted(shared.take() for _ in range(3)) == [0, 1, 2]
+    assert shared.take() is None
+    shared.give_back(1)
+    assert (shared.take(), shared.take(), shared.kept) == (1, None, 0)
+    found = shared.payload(1, slots.take(1, 5000).place, 5000)
     view = found[7:]
     del found
-    assert (memory.take(), memory.kept) == (None, 1)
+    assert (shared.take(), shared.kept) == (None, 1)
     del view
-    assert (memory.kept, memory.take(), memory.take()) == (0, 1, None)
-    found = memory.payload(1, slots.take(1, 5000).place, 5000)
-    memory.keep()
+    assert (shared.kept, shared.take(), shared.take()) == (0, 1, None)
+    found = shared.payload(1, slots.take(1, 5000).place, 5000)
+    shared.keep()
     del found
-    assert (memory.kept, memory.take()) == (1, None)
+    assert (shared.kept, shared.take()) == (1, None)
     with pytest.raises(OutOfReachError):
-        memory.payload(2, slots.take(2, 100).place, 101)
+        shared.payload(2, slots.take(2, 100).place, 101)
     slots.close()
 
 
@@ -326,6 +327,22 @@ def test_without_descriptors_answers_are_sent(monkeypatch):
         assert Slots(room).take(0, 100) is None
     assert room.used == 0
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_where_the_system_has_no_such_memory_there_is_no_room(monkeypatch):
+    """As on Windows and macOS: modules and functions are missing."""
+    for name in ("fcntl", "resource"):
+        monkeypatch.setitem(sys.modules, name, None)
+    for name in ("memfd_create", "MFD_CLOEXEC", "MFD_ALLOW_SEALING", "register_at_fork", "O_CLOEXEC", "O_NONBLOCK"):
+        monkeypatch.delattr(os, name)
+    spec = importlib.util.spec_from_file_location("memory_elsewhere", memory.__file__)
+    elsewhere = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, elsewhere)
+    spec.loader.exec_module(elsewhere)
+    room = elsewhere.Room(1 << 30)
+    slots = elsewhere.Slots(room)
+    assert (slots.take(0, 100), slots.sent(0, 100), room.used) == (None, None, 0)
+    slots.close()
 
 
 def test_the_size_of_a_slot_is_sealed():

@@ -209,6 +209,19 @@ def test_memory_is_shared_with_clients_of_this_machine_alone(peer, is_here):
     played(story)
 
 
+def test_labels_in_memory_count_as_bytes_of_the_stream():
+    async def story():
+        own = Played(stream_bytes=20_000)
+        own.context.put(attacks.header(slot=0, shape=[1, 30, 40]), bytes(1200))
+        for _ in range(30):
+            own.context.put(attacks.header(slot=0, shape=[1, 30, 40], in_slot=True), b"")
+        assert await own.reason() == "stream_bytes"
+        assert 8 < own.stream.messages < 15
+        await own.leaves_nothing()
+
+    played(story)
+
+
 def test_a_stream_ends_when_its_time_is_over():
     async def story():
         own = Played(stream_time=0.2)

@@ -197,12 +197,16 @@ class Stream:
     def _count(self, size: int) -> None:
         limits = self._shared.limits
         self.messages += 1
-        self.bytes += size
         self._shared.metrics.received.inc(size)
         if self.messages > limits.stream_messages + 1:  # the first may be the descriptor alone
             self._end_used_up("messages", limits.stream_messages)
-        if self.bytes > limits.stream_bytes:
-            self._end_used_up("bytes", limits.stream_bytes)
+        self._count_bytes(size)
+
+    def _count_bytes(self, size: int) -> None:
+        limit = self._shared.limits.stream_bytes
+        self.bytes += size
+        if self.bytes > limit:
+            self._end_used_up("bytes", limit)
 
     def _end_used_up(self, what: str, limit: int) -> NoReturn:
         text = f"stream: expected at most {limit} {what}, open another"
@@ -222,6 +226,7 @@ class Stream:
             if left is None:
                 raise MalformedError("in_slot: expected a slot that has room for the labels")
             payload = left
+            self._count_bytes(len(payload))
         size = request.payload_bytes + request.built_bytes + request.answer_bytes
         await self._share.acquire(size)
         try:
