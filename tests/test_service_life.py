@@ -164,6 +164,7 @@ def test_a_second_signal_does_not_wait_for_what_was_taken():
         assert time.monotonic() - start < 20
         assert server.events[-1]["event"] == "stopped"
         assert server.events[-1]["finished"] is False
+        assert not [event for event in server.events if event["level"] == "error"]
 
 
 def test_the_grace_ends_what_does_not_end():

@@ -291,6 +291,15 @@ def test_a_slot_is_given_to_one_request_until_it_is_free_again():
     slots.close()
 
 
+def test_memory_that_has_grown_is_mapped_again():
+    slots, shared = Slots(Room(20_000)), SharedMemory(1)
+    for size in (5000, 9000, 7000):
+        slot = slots.take(shared.take(), size)
+        slot.bytes[:] = size % 251
+        assert bytes(shared.payload(0, slot.place, size)) == bytes([size % 251]) * size
+    slots.close()
+
+
 def test_slots_take_no_more_than_their_room_and_give_all_back():
     room = Room(10_000)
     slots, others = Slots(room), Slots(room)

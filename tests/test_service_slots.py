@@ -181,6 +181,22 @@ def test_the_size_of_the_memory_is_nobodys_to_change(talk):
     assert talk.ask(header(slot=0), labels.tobytes())[0]["memory"] == place
 
 
+def test_clients_that_vanish_in_the_middle_leave_nothing_behind(server):
+    labels = labels_of(9)
+    for answers in range(12):
+        other = attacks.Talk(server.port)
+        for slot in range(10):
+            other.send(header(slot=slot % 7, answer="float32"), labels.tobytes())
+        for _ in range(answers % 4):
+            other.hear()
+        other.call.cancel()
+        other.end()
+    until(lambda: server.metric("rwkernels_streams") == 0)
+    until(lambda: server.metric("rwkernels_shared_bytes") == server.metric("rwkernels_admitted_bytes") == 0)
+    assert not [event for event in server.events if event["level"] == "error"]
+    assert_answers_right(server.url)
+
+
 def test_slots_take_no_more_than_half_of_the_open_files_that_the_service_may_have():
     with served("--streams", "64", "--idle-time", "20") as server:
         resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (200, 200))
