@@ -388,6 +388,30 @@ def test_an_answer_that_was_sent_takes_no_memory_any_more():
     played(story)
 
 
+def test_what_waits_for_a_builder_keeps_no_memory_of_a_stream_that_is_over():
+    async def story():
+        before = len([found for found in jobs_and_slots() if isinstance(found, Slot)])
+        own = Played()
+        entered, opened = threading.Semaphore(0), threading.Event()
+        for launcher in own.launchers:
+            run = launcher.run
+            launcher.run = lambda asked, run=run: (entered.release(), opened.wait(20), run(asked))[2]
+        for slot in range(2):
+            own.context.put(attacks.header(slot=slot))
+            assert await asyncio.to_thread(entered.acquire, timeout=10)
+        for slot in range(2, 6):
+            own.context.put(attacks.header(slot=slot))
+        await asyncio.sleep(0.1)
+        own.task.cancel()
+        await asyncio.wait((own.task,))
+        await asyncio.sleep(0.05)
+        assert len([found for found in jobs_and_slots() if isinstance(found, Slot)]) == before + 2  # being written to
+        opened.set()
+        await own.leaves_nothing()
+
+    played(story)
+
+
 def test_one_builder_works_while_another_is_stuck_and_both_end():
     async def story():
         own = Played()
