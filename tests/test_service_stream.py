@@ -6,105 +6,18 @@ import threading
 import time
 
 import pytest
-import torch
 
 grpc = pytest.importorskip("grpc", reason="needs the extra `service`")
 pytest.importorskip("prometheus_client", reason="needs the extra `service`")
 import service_attacks as attacks  # noqa: E402
+from service_played import Played, played  # noqa: E402
 
-from rwkernels.service import batching, flight, logs, messages, stream  # noqa: E402
+from rwkernels.service import batching, logs, messages, stream  # noqa: E402
 from rwkernels.service.admission import Admission  # noqa: E402
-from rwkernels.service.batching import Batcher, Job  # noqa: E402
-from rwkernels.service.launches import Launcher  # noqa: E402
-from rwkernels.service.limits import Limits  # noqa: E402
-from rwkernels.service.memory import Room, Slot  # noqa: E402
-from rwkernels.service.metrics import Metrics  # noqa: E402
-from rwkernels.service.stream import Ended, Shared, Stream  # noqa: E402
+from rwkernels.service.batching import Job  # noqa: E402
+from rwkernels.service.memory import Slot  # noqa: E402
 
 REFUSED = attacks.header(shape=[1, 1 << 21, 1])
-
-
-class Context:
-    """A call: messages come when they are put, answers leave while it is open."""
-
-    def __init__(self, address):
-        self.address = address
-        self.given, self.sent, self.open = asyncio.Queue(), [], asyncio.Event()
-        self.open.set()
-        self._first = True
-
-    def put(self, header=None, payload=bytes(12)):
-        message = attacks.packed(attacks.header() if header is None else header, payload)
-        self.given.put_nowait(message if self._first else message[message.index(b"\x1a") :])
-        self._first = False
-
-    def end(self):
-        self.given.put_nowait(grpc.aio.EOF)
-
-    async def read(self):
-        return await self.given.get()
-
-    async def write(self, message):
-        await self.open.wait()
-        self.sent.append(messages.split(flight.parse(message).metadata)[0])
-
-    def peer(self):
-        return self.address
-
-    @property
-    def kinds(self):
-        """Of every answer."""
-        return [answer["error"]["kind"] if "error" in answer else "map" for answer in self.sent]
-
-
-class Played:
-    """A stream with all that it shares."""
-
-    def __init__(self, admission=None, peer="ipv4:127.0.0.1:5", **limits):
-        found = Limits(**limits)
-        self._others = asyncio.all_tasks()
-        self.metrics, loop = Metrics(), asyncio.get_running_loop()
-        self.launchers = [Launcher(torch.device("cpu"), 1) for _ in range(2)]
-        self.batcher = Batcher(self.launchers, self.metrics, found.joined_bytes, loop)
-        self.admission = admission or Admission(found.admitted_requests, found.admitted_bytes)
-        self.room, self.draining, self.context = Room(1 << 20), asyncio.Event(), Context(peer)
-        shared = Shared(found, self.metrics, self.batcher, self.admission, self.room, self.draining)
-        self.stream = Stream(shared, self.context)
-        self.task = asyncio.create_task(self.stream.run())
-
-    async def has_sent(self, count):
-        end = asyncio.get_running_loop().time() + 10
-        while len(self.context.sent) < count:
-            assert asyncio.get_running_loop().time() < end
-            await asyncio.sleep(0.002)
-
-    async def reason(self):
-        """Why the service ended the stream; None if the client did."""
-        try:
-            await asyncio.wait_for(self.task, 10)
-        except Ended as ended:
-            return ended.reason
-        return None
-
-    async def leaves_nothing(self):
-        """Once the stream is over."""
-        await asyncio.sleep(0.02)
-        assert asyncio.all_tasks() - self._others == set()
-        assert (self.admission.requests, self.admission.size, self.room.used) == (0, 0, 0)
-        assert await asyncio.to_thread(self.batcher.close)
-
-
-def played(story):
-    """Plays a story; errors that nobody heard are errors."""
-    lost = []
-
-    async def told():
-        asyncio.get_running_loop().set_exception_handler(lambda _, context: lost.append(context))
-        await asyncio.wait_for(story(), 30)
-        gc.collect()
-
-    asyncio.run(told())
-    assert lost == []
 
 
 def test_a_request_that_waits_for_room_is_no_silence():
@@ -139,21 +52,18 @@ def test_silence_ends_a_stream_after_its_last_answer(times):
     played(story)
 
 
-def test_a_map_that_takes_long_is_no_silence():
+def test_a_map_that_takes_long_is_no_silence_and_silence_begins_with_its_answer():
     async def story():
-        own = Played(idle_time=0.1)
-        run = own.launchers[0].run
-
-        def slowly(asked):
-            time.sleep(0.4)
-            return run(asked)
-
+        own = Played(idle_time=0.5)
         for launcher in own.launchers:
-            launcher.run = slowly
+            run = launcher.run
+            launcher.run = lambda asked, run=run: (time.sleep(0.75), run(asked))[1]
         own.context.put()
         await own.has_sent(1)
+        start = time.monotonic()
         assert own.context.kinds == ["map"]
         assert await own.reason() == "idle"
+        assert time.monotonic() - start > 0.4
         await own.leaves_nothing()
 
     played(story)
@@ -368,7 +278,7 @@ def test_who_waits_in_vain_for_room_does_not_stop_those_behind_it():
 
 def jobs_and_slots():
     gc.collect()
-    return [found for found in gc.get_objects() if isinstance(found, (Job, Slot))]
+    return [found for found in gc.get_objects() if type(found) in (Job, Slot)]
 
 
 def test_an_answer_that_was_sent_takes_no_memory_any_more():
