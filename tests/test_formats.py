@@ -64,6 +64,16 @@ def test_the_same_scan_is_the_same_array_at_the_same_place_in_every_format(tmp_p
     np.testing.assert_allclose(found.affine, expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("suffix", [".gipl", ".gipl.gz", ".vtk"])
+def test_formats_without_directions_hold_the_array_and_its_spacing(tmp_path, suffix):
+    image = sitk.GetImageFromArray(LABELS.transpose(2, 1, 0))
+    image.SetSpacing(SPACING)
+    sitk.WriteImage(image, str(tmp_path / f"scan{suffix}"))
+    found = open_labels(tmp_path / f"scan{suffix}", OPTIONS)
+    assert (found.load() == LABELS).all()
+    assert found.spacing == pytest.approx(SPACING)
+
+
 def test_a_compressed_nrrd_and_one_of_two_axes_are_read(tmp_path):
     image = sitk.GetImageFromArray(LABELS[0].T)
     image.SetSpacing((0.5, 2.0))

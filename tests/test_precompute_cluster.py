@@ -109,6 +109,35 @@ def test_the_command_starts_a_cluster_of_its_own(made, tmp_path):
     assert contents(tmp_path / "maps") == {name: expected[name] for name in names}
 
 
+def test_a_cluster_with_tls_is_reached_with_the_certificates_of_dasks_configuration(made, tmp_path):
+    source, expected = made
+    trustme = pytest.importorskip("trustme", reason="makes certificates")
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "authority.pem")
+    authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(tmp_path / "own.pem")
+    tls = {"distributed.comm.require-encryption": True, "distributed.comm.tls.ca-file": str(tmp_path / "authority.pem")}
+    for role in ("scheduler", "worker", "client"):
+        for what in ("cert", "key"):
+            tls[f"distributed.comm.tls.{role}.{what}"] = str(tmp_path / "own.pem")
+    options = ["--num-classes", 4, "--include", "v00[0-2].npy", "--scheduler"]
+    with (
+        dask.config.set(tls),
+        distributed.LocalCluster(
+            n_workers=1,
+            threads_per_worker=1,
+            processes=True,
+            protocol="tls://",
+            security=distributed.Security(),
+            dashboard_address="127.0.0.1:0",
+        ) as found,
+    ):
+        assert found.scheduler_address.startswith("tls://")
+        assert run(source, tmp_path / "maps", *options, found.scheduler_address) == 0
+    made_there = contents(tmp_path / "maps")
+    assert len(made_there) > 3
+    assert all(expected[name] == made_there[name] for name in made_there if name.startswith("v00"))
+
+
 def test_trouble_that_passes_is_tried_again_and_bad_sources_are_not(made, tmp_path, monkeypatch, capsys):
     source, expected = made
     tries = []
