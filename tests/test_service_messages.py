@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from rwkernels.maps import FAMILIES, MEASURED
 from rwkernels.service import flight, labels, messages
+from rwkernels.service.fields import MalformedError, RefusedError
 from rwkernels.service.limits import HEADER_BYTES, Limits
-from rwkernels.service.messages import Answer, MalformedError, RefusedError, Request
+from rwkernels.service.messages import Answer, Request
 
 LIMITS = Limits(request_bytes=1 << 12, answer_bytes=1 << 14, images=8, classes=50, axis=100)
 GOOD = Request(7, "rectified", (1, 3, 4), "uint8", 3, "uint8")

@@ -23,9 +23,10 @@ from rwkernels.data.building import Map, MapBuilder
 from rwkernels.maps import MEASURED
 from rwkernels.service import messages
 from rwkernels.service.connection import ClosingError, Connection, Exchange, Target, UnavailableError, Watch, require
+from rwkernels.service.fields import MalformedError
 from rwkernels.service.labels import travelling
 from rwkernels.service.memory import Bytes, OutOfReachError
-from rwkernels.service.messages import CLOSING, Answer, MalformedError, Request
+from rwkernels.service.messages import CLOSING, Answer, Request
 from rwkernels.service.pipeline import Asked, Pipeline
 from rwkernels.service.security import Secret, checked_token
 

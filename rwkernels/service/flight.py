@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from rwkernels.service.messages import MalformedError
+from rwkernels.service.fields import MalformedError
 
 EXCHANGE = "/arrow.flight.protocol.FlightService/DoExchange"
 

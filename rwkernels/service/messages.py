@@ -10,12 +10,13 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from rwkernels.maps import FAMILIES, MEASURED
-from rwkernels.service import labels
+from rwkernels.service import fields, labels
+from rwkernels.service.fields import MalformedError
 from rwkernels.service.limits import HEADER_BYTES, Limits
 from rwkernels.service.memory import SLOTS, Place
 
@@ -37,14 +38,6 @@ CLOSING = "Closing"
 """Kind of the error that answers no request: none that follows on this stream is taken."""
 _ERRORS = ("TypeError", "ValueError", "RuntimeError", "Unavailable", CLOSING)
 _LONGEST_TEXT = 2000
-
-
-class MalformedError(ValueError):
-    """A message that is none of this protocol; its stream is not read further."""
-
-
-class RefusedError(ValueError):
-    """A well-formed request that this service does not take."""
 
 
 @dataclass(frozen=True)
@@ -247,7 +240,7 @@ def identity(header: Mapping[str, Any]) -> int:
     version = header.get("version")
     if type(version) is not int or version != VERSION:
         raise MalformedError(f"version: expected {VERSION}")
-    return _integer(header, "id", 0, 2**53)
+    return fields.integer(header, "id", 0, 2**53)
 
 
 def request(header: Mapping[str, Any], payload: memoryview, limits: Limits) -> Request:
@@ -255,44 +248,44 @@ def request(header: Mapping[str, Any], payload: memoryview, limits: Limits) -> R
 
     Raises:
         MalformedError: Keys, types or lengths are wrong.
-        RefusedError: The request is too large for this service.
+        fields.RefusedError: The request is too large for this service.
     """
     number = identity(header)
-    _keys(header, _REQUEST_KEYS)
-    family = _choice(header, "family", tuple(FAMILIES))
+    fields.keys(header, _REQUEST_KEYS)
+    family = fields.choice(header, "family", tuple(FAMILIES))
     shape = header["shape"]
     if not isinstance(shape, list) or not 2 <= len(shape) <= 4 or not all(type(size) is int for size in shape):
         raise MalformedError("shape: expected [B, *S], integers, with one to three spatial axes")
     if min(shape) < 0:
         raise MalformedError("shape: expected no negative sizes")
-    _at_most("shape[0]", shape[0], limits.images, "images")
-    _at_most("shape", max(shape[1:]), limits.axis, "pixels along an axis")
-    num_classes = _integer(header, "num_classes", 1, 2**31)
-    _at_most("num_classes", num_classes, limits.classes, "classes")
+    fields.at_most("shape[0]", shape[0], limits.images, "images")
+    fields.at_most("shape", max(shape[1:]), limits.axis, "pixels along an axis")
+    num_classes = fields.integer(header, "num_classes", 1, 2**31)
+    fields.at_most("num_classes", num_classes, limits.classes, "classes")
     ignore_index = header["ignore_index"]
     if ignore_index is not None:
-        ignore_index = _integer(header, "ignore_index", -(2**63), 2**63)
+        ignore_index = fields.integer(header, "ignore_index", -(2**63), 2**63)
     found = Request(
         id=number,
         family=family,
         shape=tuple(shape),
-        dtype=_choice(header, "dtype", tuple(labels.BITS)),
+        dtype=fields.choice(header, "dtype", tuple(labels.BITS)),
         num_classes=num_classes,
-        answer=_choice(header, "answer", _ANSWERS[family]),
+        answer=fields.choice(header, "answer", _ANSWERS[family]),
         spacing=_spacing(header["spacing"], family, shape),
         ignore_index=ignore_index,
-        black_border=_flag(header, "black_border"),
+        black_border=fields.flag(header, "black_border"),
         options=_options(header["options"], family),
-        class_max=_flag(header, "class_max"),
-        slot=None if header["slot"] is None else _integer(header, "slot", 0, SLOTS),
-        in_slot=_flag(header, "in_slot"),
+        class_max=fields.flag(header, "class_max"),
+        slot=None if header["slot"] is None else fields.integer(header, "slot", 0, SLOTS),
+        in_slot=fields.flag(header, "in_slot"),
     )
     if found.class_max and family != "rectified":
         raise MalformedError('class_max: expected none but for "rectified" maps')
     if found.black_border and family not in MEASURED:
         raise MalformedError("black_border: expected false for a map without distances")
-    _at_most("labels", max(found.payload_bytes, found.label_bytes), limits.request_bytes, "bytes")
-    _at_most("map", max(found.answer_bytes, found.built_bytes), limits.answer_bytes, "bytes")
+    fields.at_most("labels", max(found.payload_bytes, found.label_bytes), limits.request_bytes, "bytes")
+    fields.at_most("map", max(found.answer_bytes, found.built_bytes), limits.answer_bytes, "bytes")
     if found.in_slot and found.slot is None:
         raise MalformedError("in_slot: expected false without a slot")
     expected = 0 if found.in_slot else found.payload_bytes
@@ -303,11 +296,11 @@ def request(header: Mapping[str, Any], payload: memoryview, limits: Limits) -> R
 
 def _error(header: Mapping[str, Any]) -> tuple[str, str]:
     """Kind and text of the error in the header of an answer."""
-    _keys(header, _ERROR_KEYS)
+    fields.keys(header, _ERROR_KEYS)
     error = header["error"]
     if not isinstance(error, dict) or error.keys() != {"kind", "text"} or not isinstance(error["text"], str):
         raise MalformedError("error: expected its kind and text")
-    return _choice(error, "kind", _ERRORS), error["text"][:_LONGEST_TEXT]
+    return fields.choice(error, "kind", _ERRORS), error["text"][:_LONGEST_TEXT]
 
 
 def answer(header: Mapping[str, Any], payload: memoryview, asked: Request) -> Answer:
@@ -322,7 +315,7 @@ def answer(header: Mapping[str, Any], payload: memoryview, asked: Request) -> An
         raise MalformedError(f"id: expected {asked.id}, got {number}")
     if error is not None:
         return Answer(number, error=error)
-    _keys(header, _ANSWER_KEYS)
+    fields.keys(header, _ANSWER_KEYS)
     shape, background, count = (header[name] for name in ("shape", "background", "image_count"))
     if not isinstance(shape, list) or shape != list(asked.answer_shape):
         raise MalformedError(f"shape: expected {list(asked.answer_shape)}")
@@ -335,7 +328,7 @@ def answer(header: Mapping[str, Any], payload: memoryview, asked: Request) -> An
     if len(payload) != expected:
         raise MalformedError(f"payload: expected {expected} bytes, got {len(payload)}")
     dense = asked.family == "boundary"
-    if (background is None) != dense or not (dense or _is_number(background)):
+    if (background is None) != dense or not (dense or fields.is_number(background)):
         raise MalformedError("background: expected a number for a compact map, null for a dense one")
     if count is not None:
         pixels = math.prod(asked.shape[1:])
@@ -347,41 +340,6 @@ def answer(header: Mapping[str, Any], payload: memoryview, asked: Request) -> An
     return Answer(number, tuple(shape), asked.answer, None if dense else float(background), count, memory)
 
 
-def _keys(header: Mapping[str, Any], expected: frozenset[str]) -> None:
-    if header.keys() != expected:
-        raise MalformedError(f"header: expected the keys {', '.join(sorted(expected))}")
-
-
-def _integer(header: Mapping[str, Any], name: str, lowest: int, beyond: int) -> int:
-    value = header.get(name)
-    if type(value) is not int or not lowest <= value < beyond:
-        raise MalformedError(f"{name}: expected an integer in [{lowest}, {beyond})")
-    return value
-
-
-def _flag(header: Mapping[str, Any], name: str) -> bool:
-    value = header[name]
-    if not isinstance(value, bool):
-        raise MalformedError(f"{name}: expected true or false")
-    return value
-
-
-def _choice(header: Mapping[str, Any], name: str, options: Sequence[str]) -> str:
-    value = header[name]
-    if not isinstance(value, str) or value not in options:
-        raise MalformedError(f"{name}: expected one of {', '.join(options)}")
-    return value
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and abs(value) < 1e300
-
-
-def _at_most(name: str, value: int, limit: int, what: str) -> None:
-    if value > limit:
-        raise RefusedError(f"{name}: expected at most {limit} {what} (a limit of the service), got {value}")
-
-
 def _spacing(value: Any, family: str, shape: list[int]) -> tuple[Any, ...] | None:
     """None, one number per axis, or as many for each image, as tuples."""
     if value is None:
@@ -391,7 +349,7 @@ def _spacing(value: Any, family: str, shape: list[int]) -> tuple[Any, ...] | Non
     axes = len(shape) - 1
     rows = value if isinstance(value, list) and value and isinstance(value[0], list) else [value]
     if any(
-        not isinstance(row, list) or len(row) != axes or not all(_is_number(step) and step > 0 for step in row)
+        not isinstance(row, list) or len(row) != axes or not all(fields.is_number(step) and step > 0 for step in row)
         for row in rows
     ):
         raise MalformedError(f"spacing: expected {axes} positive numbers, or as many for each image")
@@ -406,6 +364,6 @@ def _spacing(value: Any, family: str, shape: list[int]) -> tuple[Any, ...] | Non
 def _options(value: Any, family: str) -> tuple[tuple[str, float], ...]:
     if not isinstance(value, dict) or not value.keys() <= set(_OPTIONS.get(family, ())):
         raise MalformedError(f"options: expected an object with options of the family {family}")
-    if not all(_is_number(number) for number in value.values()):
+    if not all(fields.is_number(number) for number in value.values()):
         raise MalformedError("options: expected numbers")
     return tuple(sorted((name, float(number)) for name, number in value.items()))

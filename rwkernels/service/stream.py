@@ -16,10 +16,11 @@ from rwkernels.service import flight, logs, messages
 from rwkernels.service.admission import Admission
 from rwkernels.service.batching import Batcher, Job
 from rwkernels.service.extras import needs
+from rwkernels.service.fields import MalformedError, RefusedError
 from rwkernels.service.launches import Built
 from rwkernels.service.limits import Limits
 from rwkernels.service.memory import Room, Slots
-from rwkernels.service.messages import Answer, MalformedError, RefusedError
+from rwkernels.service.messages import Answer
 from rwkernels.service.metrics import Metrics
 
 with needs("grpc", "grpcio"):
