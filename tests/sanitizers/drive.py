@@ -233,12 +233,31 @@ def value_codes(threads: int) -> None:
             assert np.abs(back - values).max(initial=0) < 0.51 / steps
 
 
+def packed_labels(dtypes: dict[str, type]) -> None:
+    """Labels into few bits and back, with and without an ignored one; a label of no class is found."""
+    for code, dtype in dtypes.items():
+        for bits in (1, 2, 4, 8):
+            for size in (0, 1, 7, 8, 9, 8 * 4096 - 1, 8 * 4096 + 3, 100_001):
+                classes = min((1 << bits) - 1, 100)
+                expected = RNG.integers(0, classes + 1, size)
+                labels = np.where(expected == classes, 101, expected).astype(dtype)
+                packed, back = np.empty(-(-size * bits // 8), np.uint8), np.empty(size, np.uint8)
+                assert _native.pack_labels(address(labels), code, size, classes, 101, bits, address(packed))
+                _native.unpack_labels(address(packed), size, bits, address(back))
+                assert np.array_equal(back, expected)
+                if size > 0:
+                    labels[-1] = 120
+                    assert not _native.pack_labels(address(labels), code, size, classes, 101, bits, address(packed))
+
+
 def main() -> None:
     """Every instruction set, then concurrent callers, then a forked child after the pool was used."""
     for isa in _native.isas():
         _native.force_isa(isa)
         value_codes(THREADS)
-        everything(CODES if isa == "baseline" else {"u1": np.uint8, "i8": np.int64})
+        dtypes = CODES if isa == "baseline" else {"u1": np.uint8, "i8": np.int64}
+        packed_labels(dtypes)
+        everything(dtypes)
         print("ok", isa, flush=True)
     _native.force_isa("")
     labels = label_images(2, (260, 270), 5, np.uint8)[0]
