@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import locale
 import struct
 import sys
 import zipfile
@@ -69,9 +70,12 @@ def test_formats_without_directions_hold_the_array_and_its_spacing(tmp_path, suf
     image = sitk.GetImageFromArray(LABELS.transpose(2, 1, 0))
     image.SetSpacing(SPACING)
     sitk.WriteImage(image, str(tmp_path / f"scan{suffix}"))
+    before = locale.setlocale(locale.LC_ALL)
     found = open_labels(tmp_path / f"scan{suffix}", OPTIONS)
+    assert locale.setlocale(locale.LC_ALL) == before  # ITK's reader of VTK files leaves another
     assert (found.load() == LABELS).all()
     assert found.spacing == pytest.approx(SPACING)
+    assert locale.setlocale(locale.LC_ALL) == before
 
 
 def test_a_compressed_nrrd_and_one_of_two_axes_are_read(tmp_path):

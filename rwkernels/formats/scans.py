@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import gzip
 import io
+import locale
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +94,16 @@ def _unpacked(packed: bytes, size: int) -> bytes | bytearray | None:
     return data if len(data) == size and packed.endswith(end) else None
 
 
+@contextmanager
+def _own_locale() -> Iterator[None]:
+    """Puts the locale back as it was: the reader of VTK files leaves "C", whose text is ASCII, to the whole process."""
+    before = locale.setlocale(locale.LC_ALL)
+    try:
+        yield
+    finally:
+        locale.setlocale(locale.LC_ALL, before)
+
+
 def simple_itk(path: Path, options: ReadOptions) -> Opened:
     """A file that SimpleITK reads, with its header held against the limit before its data are read."""
     import SimpleITK as sitk
@@ -103,7 +115,8 @@ def simple_itk(path: Path, options: ReadOptions) -> Opened:
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     try:
-        reader.ReadImageInformation()
+        with _own_locale():
+            reader.ReadImageInformation()
     except RuntimeError as error:
         raise ValueError(_last_line(error)) from None
     if reader.GetNumberOfComponents() != 1:
@@ -120,7 +133,8 @@ def simple_itk(path: Path, options: ReadOptions) -> Opened:
 
     def load() -> npt.NDArray[Any]:
         try:
-            values = sitk.GetArrayFromImage(reader.Execute())
+            with _own_locale():
+                values = sitk.GetArrayFromImage(reader.Execute())
         except RuntimeError as error:
             raise ValueError(_last_line(error)) from None
         found: npt.NDArray[Any] = values.T.reshape(shape).transpose(order)
