@@ -3,7 +3,8 @@
 `python -m benchmarks.service` starts `rwkernels serve` on loopback and prints
 
 * the rate of batches of 2 MiB of labels, built in this process by all threads and served in float32, 16 and 8 bits a
-  pixel, in turns, client and service on the same cores;
+  pixel, in turns, client and service on the same cores, which share memory or, as clients on other machines do, send
+  everything in messages;
 * the median and 99th percentile of the time that one map takes, with 1 and with 8 client processes;
 * the memory of the service over 10,000 requests.
 
@@ -68,10 +69,10 @@ def labels(shape: tuple[int, ...], seed: int = 0) -> Tensor:
 
 
 @contextmanager
-def service(threads: int) -> Iterator[tuple[str, int]]:
-    """A service on loopback: its URL and process id."""
+def service(threads: int, *more: str) -> Iterator[tuple[str, int]]:
+    """A service on loopback, with more options: its URL and process id."""
     command = [sys.executable, "-m", "rwkernels", "serve", "--port", "0", "--monitor-port", "-1"]
-    process = subprocess.Popen([*command, "--threads", str(threads)], stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen([*command, "--threads", str(threads), *more], stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     try:
         line = process.stderr.readline()
@@ -88,26 +89,31 @@ def service(threads: int) -> Iterator[tuple[str, int]]:
 
 
 def check(url: str, batch: Tensor) -> None:
-    """Every answer is the map of this process."""
+    """Every answer is the map of this process, of one request and of a stream."""
     expected = MapBuilder(CLASSES).of_batch({}, batch).foreground
     for bits in (None, 16, 8):
-        found = RemoteMapBuilder(url, CLASSES, bits=bits).of_batch({}, batch).foreground
+        builder = RemoteMapBuilder(url, CLASSES, bits=bits)
         allowed = 0.0 if bits is None else largest_error(bits)
-        if float((found - expected).abs().max()) > allowed:
-            raise AssertionError(f"bits={bits}: the service has another map")
+        for found in (builder.of_batch({}, batch), *builder.maps_of([batch] * 20)):  # twice in every slot
+            if float((found.foreground - expected).abs().max()) > allowed:
+                raise AssertionError(f"bits={bits}: the service has another map")
 
 
-def throughput(url: str, threads: int, setting: Setting) -> str:
-    """Batches a second, medians of turns."""
+def throughput(url: str, plain_url: str, threads: int, setting: Setting) -> str:
+    """Batches a second, medians of turns; the second service shares no memory."""
     batches = [labels(setting.shape, seed) for seed in range(4)]
-    check(url, batches[0])
+    for one in (url, plain_url):
+        check(one, batches[0])
     local = MapBuilder(CLASSES, threads=threads)
     remote = {bits: RemoteMapBuilder(url, CLASSES, bits=bits) for bits in (None, 16, 8)}
+    plain = {bits: RemoteMapBuilder(plain_url, CLASSES, bits=bits) for bits in (None, 8)}
     work: dict[str, Any] = {
         "in this process": lambda source: [local.of_batch({}, batch).shape for batch in source],
         "served, float32": lambda source: [maps.shape for maps in remote[None].maps_of(source)],
         "served, 16 bits": lambda source: [maps.shape for maps in remote[16].maps_of(source)],
         "served, 8 bits": lambda source: [maps.shape for maps in remote[8].maps_of(source)],
+        "float32, all in messages": lambda source: [maps.shape for maps in plain[None].maps_of(source)],
+        "8 bits, all in messages": lambda source: [maps.shape for maps in plain[8].maps_of(source)],
         "served, 8 bits, one at a time": lambda source: [remote[8].of_batch({}, b).shape for b in source],
     }
     rates: dict[str, list[float]] = {name: [] for name in work}
@@ -204,7 +210,8 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"K={CLASSES}, torch {torch.__version__}, {options.threads} threads, {os.cpu_count()} cores for all\n")
     with service(options.threads) as (url, pid):
         if "throughput" in wanted:
-            print(throughput(url, options.threads, setting), end="\n\n", flush=True)
+            with service(options.threads, "--shared-bytes", "0") as (plain_url, _):
+                print(throughput(url, plain_url, options.threads, setting), end="\n\n", flush=True)
         if "latency" in wanted:
             print("| labels | clients | maps/s | p50, ms | p99, ms |\n|---|---|---|---|---|")
             for shape in (setting.small, setting.shape):

@@ -22,6 +22,7 @@ from data_cases import (
 
 import rwkernels as rw
 from rwkernels.data import MapLoader
+from rwkernels.data.building import MapBuilder
 
 # --- batches ------------------------------------------------------------------------------------------------------
 
@@ -211,3 +212,23 @@ def test_labels_with_a_channel_axis_floats_and_arrays_are_taken():
     assert only([{"label": volumes}])["map"].shape == (2, 7, 9)
     rows = LABELS[:, 0]
     assert_is_map_of(only([{"label": rows[:, None]}], spatial_dims=1)["map"], rows, spatial_dims=1)
+
+
+# --- a buffer for the map -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("maps", ["rectified", "boundary", "active_contour", "constant"])
+@pytest.mark.parametrize("rows", [None, [[1.0, 2.0]] * 4, [[1.0, 2.0], [0.5, 2.0], [3.0, 1.0], [1.0, 1.0]]])
+def test_a_map_is_written_where_it_is_wanted(maps, rows):
+    """Also where every image has a spacing of its own, and its map is made alone."""
+    builder = MapBuilder(CLASSES, maps=maps, spacing_key=None if rows is None else "spacing")
+    batch = {} if rows is None else {"spacing": torch.tensor(rows)}
+    expected = builder.of_batch(batch, LABELS)
+    dense = isinstance(expected, torch.Tensor)
+    out = torch.full_like(expected if dense else expected.foreground, 7.0)
+    found = builder.of_batch(batch, LABELS, out)
+    values = found if dense else found.foreground
+    assert values.data_ptr() == out.data_ptr()
+    assert torch.equal(out, expected if dense else expected.foreground)
+    with pytest.raises(ValueError, match="out: expected"):
+        builder.of_batch(batch, LABELS, out[..., :-1])

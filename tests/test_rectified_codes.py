@@ -52,6 +52,19 @@ def test_the_largest_distances_are_the_truth_rounded_once(isa):
     assert torch.equal(rectified_codes(labels, 6, spacing=0.7).class_max[:, 4:], torch.zeros(2, 2))
 
 
+@both
+def test_codes_are_written_where_they_are_wanted(backend, bits):
+    labels = scene("blobs", (9, 13), num_classes=4, batch=2)
+    expected = two_steps(labels, 4, bits, backend=backend)
+    out = torch.full_like(expected.int(), 77).to(expected.dtype)
+    found = rectified_codes(labels, 4, bits, out=out, backend=backend)
+    assert found.codes.data_ptr() == out.data_ptr()
+    assert_codes(out, expected)
+    for wrong in (out.int(), out[:1], out.mT):
+        with pytest.raises(ValueError, match="out: expected"):
+            rectified_codes(labels, 4, bits, out=wrong, backend=backend)
+
+
 labels_of_any_kind = st.integers(1, 3).flatmap(
     lambda axes: hnp.arrays(
         st.sampled_from([np.uint8, np.int8, np.int16, np.int32, np.int64]),

@@ -22,7 +22,7 @@ from service_cases import TOKEN, some_labels
 import rwkernels as rw
 from rwkernels.data import AddMap, MapCollate, MapLoader
 from rwkernels.data.building import MapBuilder
-from rwkernels.quantised import largest_error
+from rwkernels.quantised import decode, encode, largest_error
 from rwkernels.service import RemoteMapBuilder
 
 
@@ -117,6 +117,25 @@ def test_codes_are_as_close_as_their_bits_allow(url, bits):
     away = (found.foreground - expected.foreground).abs().max()
     assert 0 < away <= largest_error(bits)
     assert torch.equal(found.foreground == -1, expected.foreground == -1)
+
+
+def test_images_with_their_own_spacing_come_as_codes_too(url):
+    labels = some_labels(3, 64, 48)
+    batch = {"spacing": torch.tensor([[1.0, 2.0], [0.1, 2.0], [3.0, 1 / 3]])}
+    found = RemoteMapBuilder(url, 3, bits=16, spacing_key="spacing").of_batch(batch, labels)
+    for image, row in enumerate(batch["spacing"].tolist()):
+        expected = rw.rectified_map(labels[image : image + 1], 3, spacing=row).foreground
+        assert torch.equal(found.foreground[image : image + 1], decode(encode(expected)))
+
+
+def test_a_map_is_written_where_it_is_wanted(url):
+    labels = some_labels(2, 64, 48)
+    out = torch.full((2, 64, 48), 7.0)
+    found = RemoteMapBuilder(url, 3).of_batch({}, labels, out)
+    assert found.foreground.data_ptr() == out.data_ptr()
+    assert torch.equal(out, rw.rectified_map(labels, 3).foreground)
+    with pytest.raises(ValueError, match="out: expected"):
+        RemoteMapBuilder(url, 3).of_batch({}, labels, out[:1])
 
 
 def test_boundary_maps_travel_as_halves_if_those_hold_them(url):

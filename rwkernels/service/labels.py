@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from rwkernels.backends import native, native_codes
+from rwkernels.service.memory import Bytes
 
 BITS = {"uint1": 1, "uint2": 2, "uint4": 4, "uint8": 8, "int8": 8, "int16": 16, "int32": 32, "int64": 64}
 """Of one label. Those of less than a byte are packed, see `pack`."""
 _MOST_CLASSES = 254
 """That are packed: the core needs a code for labels of no class beside theirs."""
-Bytes = npt.NDArray[np.uint8]
 
 
 def unpacked_dtype(dtype: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -31,8 +32,11 @@ class Asked:
     payload: memoryview
     slot: Slot | None = None
 
-    def buffer(self) -> Tensor | None:
-        """The memory of its slot as the answer's tensor."""
+    def codes(self) -> Tensor | None:
+        """The memory of its slot as the answer's tensor. For codes, which are only written there.
+
+        Fields of distances are read again while they are computed, and the client can write to the slot meanwhile.
+        """
         if self.slot is None:
             return None
         memory = torch.from_numpy(self.slot.bytes[: self.request.answer_bytes])
@@ -89,19 +93,20 @@ class Launcher:
         sizes = [one.request.shape[0] for one in asked]
         whole = self._labels(asked, sum(sizes))
         class_max = torch.cat([_class_max(one) for one in asked]).to(self.device) if first.class_max else None
-        out = asked[0].buffer() if len(asked) == 1 and self.device.type == "cpu" else None
         with native.limited_to(self.threads):
             if first.family == "rectified" and first.answer in _BITS and not first.has_rows_of_spacing:
+                out = asked[0].codes() if len(asked) == 1 and self.device.type == "cpu" else None
                 host, background, counts = self._codes(first, whole, class_max, out)
             else:
-                host, background, counts = self._values(first, whole, class_max, out)
+                sent = first.answer == "float32" and any(one.slot is None for one in asked)
+                host, background, counts = self._values(first, whole, class_max, sent)
         answers: list[Built] = []
         start = 0
         for one, size in zip(asked, sizes, strict=True):
             payload = host[start : start + size].numpy().reshape(-1).view(np.uint8)
             place = None
             if one.slot is not None:
-                if not np.may_share_memory(payload, one.slot.bytes):
+                if not np.may_share_memory(payload, one.slot.bytes):  # codes may be there already
                     one.slot.bytes[: len(payload)] = payload
                 payload, place = _NOTHING, one.slot.place
             count = None if counts is None else tuple(counts[start : start + size])
@@ -113,8 +118,6 @@ class Launcher:
 
     def _codes(self, first: Request, labels: Tensor, class_max: Tensor | None, out: Tensor | None) -> Parts:
         """Codes of rectified maps, straight from labels."""
-        if self._work.numel() < labels.numel():
-            self._work = torch.empty(labels.numel(), device=self.device)
         found = quantised.rectified_codes(
             labels,
             first.num_classes,
@@ -125,21 +128,27 @@ class Launcher:
             black_border=first.black_border,
             spatial_dims=len(first.shape) - 1,
             out=out,
-            work=self._work,
+            work=self._memory(labels.numel()),
         )
         return _on_host(found.codes), 1.0, None if found.image_count is None else found.image_count.tolist()
 
-    def _values(self, first: Request, labels: Tensor, class_max: Tensor | None, out: Tensor | None) -> Parts:
-        """What the local builder makes, in the dtype that was asked for."""
+    def _values(self, first: Request, labels: Tensor, class_max: Tensor | None, sent: bool) -> Parts:
+        """What the local builder makes, in the dtype that was asked for; in fresh memory if it is `sent` from there."""
         batch: dict[str, Any] = {"class_max": class_max}
         if first.spacing is not None:
             rows = first.spacing if first.has_rows_of_spacing else [first.spacing] * len(labels)
             batch["spacing"] = torch.tensor(rows, dtype=torch.float64).reshape(len(labels), len(first.shape) - 1)
-        found = _builder(_settings_only(first), self.threads).of_batch(
-            batch, labels, out if first.answer == "float32" else None
-        )
+        shape = (len(labels), *first.answer_shape[1:])
+        out = None if sent else self._memory(math.prod(shape)).view(shape)
+        found = _builder(_settings_only(first), self.threads).of_batch(batch, labels, out)
         values, background, counts = _parts(found)
         return _on_host(_encoded(values, first.answer)), background, counts
+
+    def _memory(self, size: int) -> Tensor:
+        """Float32 memory of the launcher, for what is encoded or copied before the next launch."""
+        if self._work.numel() < size:
+            self._work = torch.empty(size, device=self.device)
+        return self._work[:size]
 
     def _labels(self, asked: Sequence[Asked], images: int) -> Tensor:
         """The labels of all requests, joined, on the device."""

@@ -7,8 +7,6 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-import numpy.typing as npt
 from torch import Tensor
 
 from rwkernels.service import messages
@@ -26,7 +24,7 @@ class Asked:
 
     labels: Tensor
     request: Request
-    payload: Sequence[npt.NDArray[np.uint8]]
+    payload: Sequence[Bytes]
     answered_in_slot: bool = False
 
     def message(self) -> bytes:
