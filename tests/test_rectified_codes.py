@@ -65,6 +65,19 @@ def test_codes_are_written_where_they_are_wanted(backend, bits):
             rectified_codes(labels, 4, bits, out=wrong, backend=backend)
 
 
+@both
+@pytest.mark.parametrize("threads", [1, 2])
+def test_every_image_is_divided_by_its_own_largest_distances(bits, threads):
+    """So many images that each has a thread to itself, and one image whose slices are shared out."""
+    given = torch.rand(9, 4, generator=torch.Generator().manual_seed(0)) * 20 + 20
+    for shape, batch in (((9, 13), 9), ((5, 9, 13), 9), ((40, 50), 1)):
+        labels = scene("blobs", shape, num_classes=4, batch=batch)
+        with native.limited_to(threads):
+            found = rectified_codes(labels, 4, bits, class_max=given[:batch])
+        assert_codes(found.codes, two_steps(labels, 4, bits, class_max=given[:batch]))
+        torch.testing.assert_close(found.class_max, class_max(labels, 4), rtol=2.5e-7, atol=0)  # not what was given
+
+
 labels_of_any_kind = st.integers(1, 3).flatmap(
     lambda axes: hnp.arrays(
         st.sampled_from([np.uint8, np.int8, np.int16, np.int32, np.int64]),
