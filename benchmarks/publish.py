@@ -19,7 +19,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from rwkernels.bench import charts, command, drawing, html, losses, maps, results, session, summary, table
+from rwkernels.bench import charts, command, drawing, losses, maps, results, session, summary, table
+from rwkernels.bench import page as html
 from rwkernels.bench.results import Run, threads_text
 from rwkernels.bench.summary import HEADLINES, Found, number
 from rwkernels.files import write

@@ -6,7 +6,8 @@ only dispatch operators. So `run_backward` walks the nodes in the order of the e
 what the engine does between them: it adds up gradients, and reduces and casts each to the shape and type of the value
 it belongs to. Hooks are not called.
 
-It is meant for tracing, where what matters is which operators run; `tests/test_traffic.py` compares it with the engine.
+It is meant for tracing, where what matters is which operators run;
+`tests/backends/triton/test_traffic.py` compares it with the engine.
 """
 
 from __future__ import annotations

@@ -34,12 +34,14 @@ import torch
 from torch import Tensor
 
 from rwkernels.data.building import MapBuilder
-from rwkernels.quantised import largest_error
+from rwkernels.maps.quantised import largest_error
 from rwkernels.service import RemoteMapBuilder
 
 CLASSES = 4
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["torch", "rwkernels.data.building", "rwkernels.service.limits"])  # these take seconds
+FORKS.set_forkserver_preload(
+    ["torch", "rwkernels.data.building", "rwkernels.service.wire.limits"]
+)  # these take seconds
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """What the column passes of the GPU backend do on given labels, counted without a GPU.
 
-`count` follows the two sweeps of `rwkernels/backends/triton_edt.py` for all programs at once, in plain PyTorch, and
-counts what they look at and enter. `tests/test_work.py` compares it with the loads of the emulated kernels.
+`count` follows the two sweeps of `rwkernels/backends/triton/kernels/columns.py` for all programs at once, in plain
+PyTorch, and counts what they look at and enter. `tests/backends/triton/test_work.py` compares it with the loads of the
+emulated kernels.
 """
 
 from __future__ import annotations

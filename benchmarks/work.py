@@ -2,7 +2,7 @@
 
 Where there is a GPU, measured times stand beside the predicted ones; without one nothing here is measured. Launches and
 bytes follow from the shapes. The operations of our column passes are counted on the labels (`sweeps.py`); instructions
-are those of the binaries for sm_90 that `tests/test_work.py` checks.
+are those of the binaries for sm_90 that `tests/backends/triton/test_work.py` checks.
 
 The rates, and where they are from: NVIDIA H100 SXM5, 132 multiprocessors with 4 schedulers that issue one warp
 instruction a clock each, 1.755 GHz boost and 3.35 TB/s (H100 data sheet and Hopper tuning guide). The guide to CUDA's

@@ -5,22 +5,16 @@ Biomedical Image Segmentation" (Pattern Recognition 2022, doi 10.1016/j.patcog.2
 """
 
 from rwkernels.backends import statuses as backends
-from rwkernels.compact import RectifiedMap
-from rwkernels.contour import ActiveContourLoss, contour_length
-from rwkernels.cross_entropy import weighted_cross_entropy
-from rwkernels.distance import class_distance_transform, distance_transform
-from rwkernels.functional import region_wise_loss
-from rwkernels.hausdorff import HausdorffLoss, hausdorff_loss
-from rwkernels.maps import (
-    active_contour_map,
-    boundary_map,
-    constant_map,
-    rectified_map,
-    rectify,
-)
-from rwkernels.modules import BoundaryLoss, CombinedLoss, RegionWiseLoss
-from rwkernels.scaling import scale_classes, scale_pixels
-from rwkernels.supervision import DeepSupervisionLoss
+from rwkernels.losses.contour import ActiveContourLoss, contour_length
+from rwkernels.losses.cross_entropy import weighted_cross_entropy
+from rwkernels.losses.functional import region_wise_loss
+from rwkernels.losses.hausdorff import HausdorffLoss, hausdorff_loss
+from rwkernels.losses.modules import BoundaryLoss, CombinedLoss, RegionWiseLoss
+from rwkernels.losses.supervision import DeepSupervisionLoss
+from rwkernels.maps.compact import RectifiedMap
+from rwkernels.maps.distance import class_distance_transform, distance_transform
+from rwkernels.maps.families import active_contour_map, boundary_map, constant_map, rectified_map, rectify
+from rwkernels.maps.scaling import scale_classes, scale_pixels
 
 __version__ = "0.1.0"
 

@@ -29,7 +29,8 @@ COMMANDS = {
     "experiment": Command("rwkernels.experiments", "run the paper's experiments, report them, prepare their data sets"),
     "precompute": Command("rwkernels.precompute", "make the maps of a folder of label maps, here or on a cluster"),
     "serve": Command(
-        "rwkernels.service.command", "answer batches of labels with their maps, for loaders elsewhere (Arrow Flight)"
+        "rwkernels.service.server.command",
+        "answer batches of labels with their maps, for loaders elsewhere (Arrow Flight)",
     ),
 }
 

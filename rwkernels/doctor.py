@@ -11,9 +11,9 @@ import torch
 
 from rwkernels import backends, region_wise_loss
 from rwkernels.backends import BackendStatus, reference
-from rwkernels.compact import RectifiedMap
-from rwkernels.distance import class_distance_transform, distance_transform
-from rwkernels.maps import boundary_map, rectified_map
+from rwkernels.maps.compact import RectifiedMap
+from rwkernels.maps.distance import class_distance_transform, distance_transform
+from rwkernels.maps.families import boundary_map, rectified_map
 
 _PACKAGES = (
     "rwkernels",

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import torch
 
-from rwkernels.bench import compare, html, results, session, table
+from rwkernels.bench import compare, results, session, table
+from rwkernels.bench import page as html
 from rwkernels.bench.registry import Case
 from rwkernels.bench.results import Run, threads_text
 from rwkernels.bench.summary import counted, goals

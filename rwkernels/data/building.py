@@ -13,11 +13,11 @@ from torch import Tensor
 
 from rwkernels import arrays, checks
 from rwkernels.backends import native
-from rwkernels.compact import RectifiedMap
 from rwkernels.data import ahead, batches
 from rwkernels.data.batches import Key
-from rwkernels.maps import FAMILIES, MEASURED
-from rwkernels.modules import whole_labels
+from rwkernels.losses.modules import whole_labels
+from rwkernels.maps.compact import RectifiedMap
+from rwkernels.maps.families import FAMILIES, MEASURED
 
 Map = RectifiedMap | Tensor
 

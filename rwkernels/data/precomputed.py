@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from rwkernels import checks
-from rwkernels.compact import RectifiedMap
-from rwkernels.precompute.store import Store, damage, record
-from rwkernels.quantised import decode
+from rwkernels.data.store import Store, damage, record
+from rwkernels.maps.compact import RectifiedMap
+from rwkernels.maps.quantised import decode
 
 CHECKS = ("open", "access", "never")
 

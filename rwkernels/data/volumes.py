@@ -10,9 +10,9 @@ from torch import Tensor
 
 from rwkernels import arrays, checks
 from rwkernels.backends import choose, reference
-from rwkernels.compact import RectifiedMap
-from rwkernels.distance import distance_transform
-from rwkernels.ops import refuse_bad_label
+from rwkernels.maps.compact import RectifiedMap
+from rwkernels.maps.distance import distance_transform
+from rwkernels.ops.labels import refuse_bad_label
 
 
 def crop(start: Sequence[int], size: Sequence[int], *values: Any) -> tuple[Any, ...]:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from rwkernels.demo.data import CLASS_NAMES, PIXEL_MM
 from rwkernels.experiments import metrics
+from rwkernels.experiments.mni152 import CLASS_NAMES, PIXEL_MM
 
 SCORED_CLASSES = CLASS_NAMES[1:]
 UNLEARNED_DICE = 0.1

@@ -15,10 +15,10 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 import rwkernels as rw
-from rwkernels.demo.data import CLASS_NAMES, Block, Slices
 from rwkernels.demo.evaluation import SCORED_CLASSES, dice_per_class
 from rwkernels.demo.speed import Speed
 from rwkernels.demo.training import NUM_CLASSES, Training
+from rwkernels.experiments.mni152 import CLASS_NAMES, Block, Slices
 
 DPI = 150
 

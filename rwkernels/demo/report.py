@@ -10,11 +10,11 @@ from typing import Any
 import torch
 
 import rwkernels as rw
-from rwkernels.demo import data
-from rwkernels.demo.data import Slices
 from rwkernels.demo.evaluation import SCORED_CLASSES, UNLEARNED_DICE, Scores
 from rwkernels.demo.speed import Speed
 from rwkernels.demo.training import Settings, Training
+from rwkernels.experiments import mni152 as data
+from rwkernels.experiments.mni152 import Slices
 
 _FLAG = "!"
 

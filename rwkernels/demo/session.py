@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 
 from rwkernels.demo import INTERRUPTED, figure, report, speed, training
-from rwkernels.demo.data import load_slices
 from rwkernels.demo.training import Settings, Training
+from rwkernels.experiments.mni152 import load_slices
 
 FIGURE_NAME = "rwkernels-demo.png"
 RESULTS_NAME = "results.json"

@@ -12,8 +12,8 @@ from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
 import rwkernels as rw
-from rwkernels.demo.data import Slices
 from rwkernels.demo.training import Settings, batches, build_network, timed_loss
+from rwkernels.experiments.mni152 import Slices
 
 _ROUNDS = 3
 

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import rwkernels as rw
-from rwkernels.demo.data import CLASS_NAMES, Block, Slices
 from rwkernels.demo.evaluation import Scores, dice_per_class, score, share_with_several_negatives
 from rwkernels.experiments import training as shared
+from rwkernels.experiments.mni152 import CLASS_NAMES, Block, Slices
 
 NUM_CLASSES = len(CLASS_NAMES)
 

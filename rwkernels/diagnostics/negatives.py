@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rwkernels import checks, loss_ops  # noqa: F401  (loss_ops defines the operators)
-from rwkernels.compact import RectifiedMap
-from rwkernels.functional import check_logits, parts
+from rwkernels import checks
+from rwkernels.losses.functional import check_logits, parts
+from rwkernels.maps.compact import RectifiedMap
+from rwkernels.ops import loss as loss_ops  # noqa: F401  (loss_ops defines the operators)
 
 
 def _signs(

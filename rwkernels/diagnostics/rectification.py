@@ -10,8 +10,8 @@ from torch import Tensor
 
 from rwkernels import arrays, checks
 from rwkernels.backends import reference
-from rwkernels.compact import RectifiedMap
-from rwkernels.maps import dense_map, labels_like
+from rwkernels.maps.compact import RectifiedMap
+from rwkernels.maps.families import dense_map, labels_like
 
 
 @dataclass(frozen=True)

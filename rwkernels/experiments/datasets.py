@@ -80,7 +80,7 @@ def _hearts(
 
 def _mni152(path: Path | None, *, step: int = 2) -> Images:
     """The slices of `rwkernels demo`, every `step`-th pixel."""
-    from rwkernels.demo import data as demo
+    from rwkernels.experiments import mni152 as demo
 
     slices = demo.load_slices()
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from rwkernels.integrations.extras import needs
+from rwkernels.extras import needs
 
 with needs("experiments", "scipy", "rwkernels.experiments"):
     from scipy.ndimage import gaussian_filter

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 import rwkernels as rw
 from rwkernels.experiments.configuration import Loss
-from rwkernels.integrations.extras import needs
+from rwkernels.extras import needs
 
 with needs("experiments", "monai", "rwkernels.experiments"):
     from monai.losses.dice import DiceLoss

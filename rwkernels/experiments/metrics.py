@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from rwkernels.integrations.extras import needs
+from rwkernels.extras import needs
 
 with needs("experiments", "monai", "rwkernels.experiments"):
     from monai.metrics.hausdorff_distance import compute_hausdorff_distance

@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from rwkernels.experiments import configuration, document, records, statistics
+from rwkernels.experiments import configuration, document, records
+from rwkernels.experiments import scores as statistics
 from rwkernels.experiments.configuration import Experiment, Task
 from rwkernels.experiments.document import Block, Code, Heading, Picture, Table, Text
 from rwkernels.experiments.records import Record
-from rwkernels.experiments.statistics import METRICS, Cell
+from rwkernels.experiments.scores import METRICS, Cell
 from rwkernels.files import write
 
 COMMAND = "rwkernels experiment report"

@@ -16,7 +16,7 @@ import rwkernels as rw
 from rwkernels.experiments import losses, metrics
 from rwkernels.experiments.configuration import Run
 from rwkernels.experiments.images import Images, Part
-from rwkernels.integrations.extras import needs
+from rwkernels.extras import needs
 
 with needs("experiments", "monai", "rwkernels.experiments"):
     from monai.networks.nets.basic_unet import BasicUNet

@@ -18,7 +18,8 @@ import numpy.typing as npt
 import torch
 
 from rwkernels import checks
-from rwkernels.backends import native, native_codes
+from rwkernels.backends import native
+from rwkernels.backends.native import codes as native_codes
 
 Affine = list[list[float]]
 

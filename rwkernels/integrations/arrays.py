@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from rwkernels import checks
-from rwkernels.compact import RectifiedMap
 from rwkernels.data.building import MapBuilder
-from rwkernels.maps import FAMILIES, labels_like
-from rwkernels.modules import RegionWiseLoss, whole_labels
+from rwkernels.losses.modules import RegionWiseLoss, whole_labels
+from rwkernels.maps.compact import RectifiedMap
+from rwkernels.maps.families import FAMILIES, labels_like
 
 OUTPUTS = ("foreground", "dense")
 Spacing = tuple[float, ...] | None

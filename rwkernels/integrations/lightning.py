@@ -7,9 +7,9 @@ from typing import Any
 
 from rwkernels.data import batches
 from rwkernels.data.building import MapBuilder
-from rwkernels.integrations.extras import needs
+from rwkernels.extras import needs
 from rwkernels.integrations.schedule import set_epoch
-from rwkernels.modules import CombinedLoss
+from rwkernels.losses.modules import CombinedLoss
 
 with needs("lightning"):
     from lightning.pytorch import Callback, LightningModule, Trainer

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rwkernels import checks
+from rwkernels.extras import needs
 from rwkernels.integrations.arrays import ArrayMap, Spacing, read_map
-from rwkernels.integrations.extras import needs
 from rwkernels.integrations.inputs import AFFINE, GivenSpacing, checked_spacing, labels_of
 
 with needs("torchio"):

@@ -11,7 +11,7 @@ import torch
 
 import rwkernels as rw
 from rwkernels import arrays, checks
-from rwkernels.maps import FAMILIES, MEASURED
+from rwkernels.maps.families import FAMILIES, MEASURED
 from rwkernels.plots import style
 
 if TYPE_CHECKING:

@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 
+from rwkernels.data.store import record
 from rwkernels.precompute.items import Job, Outcome, describe
 from rwkernels.precompute.runner import Task
-from rwkernels.precompute.store import record
 
 RETRIES = 3
 _ADDRESS = re.compile(r"(tcp|tls|ws|wss|ucx)://(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+):(\d{1,5})")

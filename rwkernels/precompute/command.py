@@ -16,11 +16,11 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from rwkernels.data.store import Store
 from rwkernels.formats import SUFFIXES, is_zarr
 from rwkernels.precompute import cluster, items, runner, sources, verify
 from rwkernels.precompute.items import Job, Outcome
 from rwkernels.precompute.settings import Settings, checked_bits
-from rwkernels.precompute.store import Store
 
 Spread = Callable[[runner.Task, Sequence[Job]], Iterator[Outcome]]
 

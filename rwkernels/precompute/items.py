@@ -19,12 +19,12 @@ from torch import Tensor
 
 import rwkernels
 from rwkernels.backends import native
-from rwkernels.compact import RectifiedMap
+from rwkernels.data.store import Store, damage, finish, record
 from rwkernels.formats import Opened, open_labels, scans, whole_labels
+from rwkernels.maps.compact import RectifiedMap
+from rwkernels.maps.quantised import encode, rectified_codes
 from rwkernels.precompute import shards, sources
 from rwkernels.precompute.settings import Settings
-from rwkernels.precompute.store import Store, damage, finish, record
-from rwkernels.quantised import encode, rectified_codes
 
 # What a file system that is shared says now and then, and may not say again.
 _PASSING = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EBUSY, errno.ENFILE, errno.EMFILE}

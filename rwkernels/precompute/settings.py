@@ -9,7 +9,7 @@ from typing import Any
 from rwkernels import checks
 from rwkernels.data.building import MapBuilder
 from rwkernels.formats import ReadOptions
-from rwkernels.maps import FAMILIES
+from rwkernels.maps.families import FAMILIES
 
 BITS = (8, 16, 32)
 

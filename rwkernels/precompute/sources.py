@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 
+from rwkernels.data.store import SUFFIX
 from rwkernels.formats import is_zarr, scans, suffix_of
-from rwkernels.precompute.store import SUFFIX
 
 
 def find(root: Path, patterns: Sequence[str], leave_out: Path | None, failed: Callable[[OSError], None]) -> list[str]:

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from rwkernels.data.store import damage, record
 from rwkernels.formats import open_labels, whole_labels
+from rwkernels.maps.quantised import decode, largest_error
 from rwkernels.precompute import sources
 from rwkernels.precompute.items import Job, Outcome, guarded
 from rwkernels.precompute.settings import Settings
-from rwkernels.precompute.store import damage, record
-from rwkernels.quantised import decode, largest_error
 
 Array = npt.NDArray[Any]
 _RELATIVE = 1e-6  # of float32 distances

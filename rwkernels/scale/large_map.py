@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from rwkernels import checks
-from rwkernels.compact import RectifiedMap
+from rwkernels.maps.compact import RectifiedMap
 from rwkernels.scale.blocks import as_class_tensor
 
 

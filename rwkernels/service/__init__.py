@@ -1,10 +1,7 @@
 """A service that owns the device and answers batches of labels with their maps, over Arrow Flight.
 
-`rwkernels serve` runs it, `RemoteMapBuilder(url, num_classes)` takes the place of a loader's builder. `limits` holds
-every bound, `messages` what is said and how it is checked, `flight` its envelope, `security` tokens and certificates,
-`admission` what is held at a time, `batching` the thread that joins requests, `launches` the map builder, `stream` one
-client's stream, `server` all of it together, `metrics` and `logs` what is told about it; `connection`, `pipeline` and
-`client` are the client's side, `command` the command. docs/service.md describes it.
+`rwkernels serve` runs it, `RemoteMapBuilder(url, num_classes)` takes the place of a loader's builder. `wire` is what
+both sides agree on, `server` and `client` are the two sides. docs/service.md describes it.
 """
 
 from __future__ import annotations
@@ -13,14 +10,19 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rwkernels.service.client import RemoteMapBuilder
-    from rwkernels.service.connection import UnavailableError
-    from rwkernels.service.limits import Limits
-    from rwkernels.service.server import MapService
+    from rwkernels.service.client.builder import RemoteMapBuilder
+    from rwkernels.service.client.connection import UnavailableError
+    from rwkernels.service.server.service import MapService
+    from rwkernels.service.wire.limits import Limits
 
 __all__ = ["Limits", "MapService", "RemoteMapBuilder", "UnavailableError"]
 
-_MODULES = {"Limits": "limits", "MapService": "server", "RemoteMapBuilder": "client", "UnavailableError": "connection"}
+_MODULES = {
+    "Limits": "wire.limits",
+    "MapService": "server.service",
+    "RemoteMapBuilder": "client.builder",
+    "UnavailableError": "client.connection",
+}
 
 
 def __getattr__(name: str) -> Any:

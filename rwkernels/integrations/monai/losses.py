@@ -8,16 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rwkernels import checks, modules
+from rwkernels import checks
 from rwkernels.backends import reference
-from rwkernels.compact import RectifiedMap
 from rwkernels.data.building import rows_of_spacing
+from rwkernels.extras import needs
 from rwkernels.integrations import arrays
-from rwkernels.integrations.extras import needs
 from rwkernels.integrations.inputs import AFFINE, GivenSpacing, checked_spacing, from_one_hot
 from rwkernels.integrations.monai import spacing as spacings
-from rwkernels.maps import labels_like
-from rwkernels.scaling import scale_classes, weights_of_any_classes
+from rwkernels.losses import modules
+from rwkernels.maps.compact import RectifiedMap
+from rwkernels.maps.families import labels_like
+from rwkernels.maps.scaling import scale_classes, weights_of_any_classes
 
 with needs("monai"):
     from monai.utils.enums import LossReduction

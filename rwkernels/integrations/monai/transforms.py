@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from rwkernels import checks
+from rwkernels.extras import needs
 from rwkernels.integrations.arrays import ArrayMap
-from rwkernels.integrations.extras import needs
 from rwkernels.integrations.inputs import AFFINE, GivenSpacing, checked_spacing, labels_of
 from rwkernels.integrations.monai import spacing as spacings
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from rwkernels.modules import CombinedLoss, RegionWiseLoss
+from rwkernels.losses.modules import CombinedLoss, RegionWiseLoss
 
 
 def joined_loss(

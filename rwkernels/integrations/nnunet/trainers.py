@@ -24,10 +24,10 @@ import torch
 from torch import nn
 
 from rwkernels import checks
-from rwkernels.integrations.extras import needs
+from rwkernels.extras import needs
 from rwkernels.integrations.nnunet.loss import joined_loss
 from rwkernels.integrations.schedule import set_epoch
-from rwkernels.supervision import DeepSupervisionLoss
+from rwkernels.losses.supervision import DeepSupervisionLoss
 
 with needs("nnunet", "nnunetv2"):
     from nnunetv2.training.loss.compound_losses import DC_and_CE_loss

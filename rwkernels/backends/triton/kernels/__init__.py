@@ -1,0 +1,1 @@
+"""The Triton kernels, apart from what launches them."""

@@ -1,0 +1,1 @@
+"""The losses: functions and modules over maps and labels."""

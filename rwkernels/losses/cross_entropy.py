@@ -1,0 +1,88 @@
+"""Pixel-wise weighted cross-entropy: what a region-wise loss is contrasted with in section 3.2 of the paper."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from rwkernels import checks
+from rwkernels.backends import reference
+from rwkernels.losses.functional import check_logits
+from rwkernels.losses.modules import whole_labels
+from rwkernels.maps.families import labels_like
+from rwkernels.ops import labels as ops  # noqa: F401  (ops defines the operators)
+
+
+def weighted_cross_entropy(
+    logits: Tensor,
+    labels: Tensor,
+    weight: Tensor,
+    *,
+    ignore_index: int | None = None,
+    reduction: str = "mean",
+    validate: bool | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """Pixel-wise weighted cross-entropy: the sum over pixels of `-w_i log y_im`, m being the class of pixel i.
+
+    It is what a weight map does to cross-entropy, and the contrast to a region-wise loss, which multiplies `y_ik` by a
+    number for every class. Here the wrong classes' numbers would be multiplied by 0: one weight a pixel is all that it
+    can take. Its gradient `w_i (y_ik - [k = m])` is largest where the true class has no probability left, and its signs
+    are right for every positive weight; that of a region-wise loss fades there with `y_im`.
+
+    Args:
+        logits: float32, float64, bfloat16 or float16 `[B, K, *S]` with one to three spatial axes.
+        labels: Integers (or floats that hold whole numbers) `[B, *S]` or `[B, 1, *S]` in `[0, K)`.
+        weight: A number for every pixel, floating `[B, *S]` or `[B, 1, *S]`.
+        ignore_index: Label, possibly negative, of pixels that do not count.
+        reduction: `"mean"` divides by the number of pixels that count; unlike PyTorch's mean with class weights, not by
+            the sum of the weights. `"sum"`; `"none"`.
+        validate: Check label values: by default on the CPU only.
+        backend: Name of the backend of that check.
+
+    Returns:
+        float32 (float64 for float64 logits): a scalar, or `[B, *S]` for `"none"`.
+
+    Raises:
+        TypeError: An argument has the wrong type.
+        ValueError: Shapes, devices or label values are wrong.
+
+    References:
+        Ronneberger et al., "U-Net", MICCAI 2015, Eq. 1 there; Valverde & Tohka, section 3.2.
+
+    Examples:
+        >>> import torch, rwkernels as rw
+        >>> rw.weighted_cross_entropy(torch.zeros(1, 2, 1, 2), torch.tensor([[[0, 1]]]), torch.tensor([[[1.0, 3.0]]]))
+        tensor(1.3863)
+    """
+    logits = check_logits(logits)
+    checks.choice("reduction", reduction, checks.REDUCTIONS)
+    checked = checks.validate(validate, logits.device)
+    checks.same_device("labels", checks.tensor("labels", labels), "logits", logits)
+    labels = labels_like("labels", whole_labels(checks.tensor("labels", labels), checked), logits.shape)
+    weight = checks.tensor("weight", weight)
+    checks.floating("weight", weight)
+    weight = weight.squeeze(1) if weight.dim() == logits.dim() and weight.shape[1] == 1 else weight
+    checks.shape("weight", weight, labels.shape, "[B, *S] of the labels")
+    checks.same_device("weight", weight, "logits", logits)
+    ignored = checks.ignore_index(ignore_index)
+    # Ones from an operator that checks the labels, so that the check is in compiled graphs too.
+    weight = weight * torch.ops.rwkernels.constant(
+        labels, logits.shape[1], 1.0, ignored, checked, checks.backend(backend)
+    )
+    wide = logits.to(torch.float64 if logits.dtype == torch.float64 else torch.float32)
+    bad = reference.is_no_class(labels, logits.shape[1])  # of ignored pixels too, unless a class is ignored
+    skipped = None if ignored is None else reference.is_label(labels, ignored)
+    if skipped is not None:
+        wide = wide.masked_fill(skipped.unsqueeze(1), 0.0)
+        weight = weight.masked_fill(skipped, 0.0)
+    target = labels.long().masked_fill(bad, 0)  # never an index
+    values = F.cross_entropy(wide, target, reduction="none") * weight.to(wide.dtype)
+    values = values.masked_fill(bad if skipped is None else bad & ~skipped, torch.nan)
+    if reduction == "none":
+        return values
+    total = values.sum()
+    if reduction == "sum":
+        return total
+    return total / (max(labels.numel(), 1) if skipped is None else (~skipped).sum().clamp(min=1))

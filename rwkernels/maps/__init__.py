@@ -1,0 +1,1 @@
+"""Maps and distances: from labels to what the losses multiply with."""

@@ -1,0 +1,410 @@
+"""The map families of the region-wise loss, and how any map is made rectified."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from rwkernels import arrays, checks
+from rwkernels.backends import reference
+from rwkernels.maps.compact import RectifiedMap
+from rwkernels.maps.distance import run_map
+
+
+def _labels_and_classes(labels: Any, num_classes: int, spatial_dims: int | None) -> tuple[Tensor, arrays.Back, int]:
+    labels, back = arrays.to_tensor(labels)
+    return checks.labels(labels, spatial_dims), back, checks.integer("num_classes", num_classes, lowest=1)
+
+
+def _foreground_buffer(out: Any) -> Any:
+    return arrays.to_buffer(out.foreground if isinstance(out, RectifiedMap) else out)
+
+
+class RectifiedArguments(NamedTuple):
+    """What the operator of rectified maps takes besides labels, checked."""
+
+    num_classes: int
+    spacing: list[float]
+    class_max: Tensor | None
+    black_border: bool
+    ignore_index: int | None
+    validate: bool
+    backend: str | None
+
+
+def rectified_arguments(
+    labels: Any,
+    num_classes: int,
+    spacing: float | Sequence[float] | None,
+    class_max: Any,
+    ignore_index: int | None,
+    black_border: bool,
+    spatial_dims: int | None,
+    validate: bool | None,
+    backend: str | None,
+) -> tuple[Tensor, arrays.Back, RectifiedArguments]:
+    """The arguments of `rectified_map`, checked, and the way back to the kind of `labels`."""
+    labels, back, num_classes = _labels_and_classes(labels, num_classes, spatial_dims)
+    class_max = arrays.to_tensor(class_max)[0]
+    if class_max is not None:
+        class_max = checks.tensor("class_max", class_max)
+        checks.floating("class_max", class_max)
+        checks.shape("class_max", class_max, (labels.shape[0], num_classes), "[B, K]")
+        checks.same_device("class_max", class_max, "labels", labels)
+    arguments = RectifiedArguments(
+        num_classes=num_classes,
+        ignore_index=checks.ignore_index(ignore_index),
+        spacing=checks.spacing(spacing, labels.dim() - 1),
+        class_max=class_max,
+        black_border=checks.flag("black_border", black_border),
+        validate=checks.validate(validate, labels.device),
+        backend=checks.backend(backend),
+    )
+    return labels, back, arguments
+
+
+def rectified_map(
+    labels: Any,
+    num_classes: int,
+    *,
+    spacing: float | Sequence[float] | None = None,
+    class_max: Any = None,
+    ignore_index: int | None = None,
+    black_border: bool = False,
+    spatial_dims: int | None = None,
+    validate: bool | None = None,
+    out: Any = None,
+    backend: str | None = None,
+) -> RectifiedMap:
+    """Rectified region-wise (RRW) map, Eq. 4: `-d_i / max_j d_j` at the true class, 1 at every other.
+
+    `d` is the exact distance to the nearest pixel of another label; the maximum is over the pixels of the same class
+    in the same image. An image with a single label has no such pixel: its true class holds -1.
+
+    Args:
+        labels: Integers `[B, *S]` in `[0, num_classes)` with two or three spatial axes. A tensor on any device, a
+            NumPy or a CuPy array.
+        num_classes: Number of classes K.
+        spacing: Size of a pixel, one number or one per spatial axis in the order of the labels' axes. Default 1.
+        class_max: Largest distance of every class `[B, K]`, in units of `spacing`, to divide by instead of the image's
+            own: for a patch, that of the whole volume. Values are then `-min(d / class_max, 1)`.
+        ignore_index: Label, possibly negative, of pixels that do not count. They bound regions like any other label.
+        black_border: Count the outside of the image as another label.
+        spatial_dims: Number of spatial axes; needed for one.
+        validate: Check the label values: by default on the CPU, not on a GPU, where it would wait for the device.
+            Labels out of range that are not checked hold NaN.
+        out: A contiguous float32 buffer `[B, *S]` for the foreground, or a map whose foreground is written over.
+        backend: Name of the backend to use instead of the default one.
+
+    Returns:
+        The compact map; `.dense()` writes it out as `[B, K, *S]`.
+
+    Raises:
+        TypeError: An argument has the wrong type.
+        ValueError: A label is out of range, `class_max` of a present class is not positive and finite, or an argument
+            has a wrong shape or value.
+
+    References:
+        Valverde & Tohka, "Region-wise Loss for Biomedical Image Segmentation", Eq. 4.
+
+    Examples:
+        >>> import torch, rwkernels as rw
+        >>> rw.rectified_map(torch.tensor([[[0, 0, 1, 1]]]), num_classes=2).dense()
+        tensor([[[[-1.0000, -0.5000,  1.0000,  1.0000]],
+        <BLANKLINE>
+                 [[ 1.0000,  1.0000, -0.5000, -1.0000]]]])
+    """
+    labels, back, arguments = rectified_arguments(
+        labels, num_classes, spacing, class_max, ignore_index, black_border, spatial_dims, validate, backend
+    )
+    if out is None:
+        foreground, count = torch.ops.rwkernels.rectified(labels, *arguments)
+    else:
+        foreground = checks.output(_foreground_buffer(out), labels.shape, torch.float32, labels.device)
+        count = labels.new_empty(labels.shape[0], dtype=torch.int64)
+        torch.ops.rwkernels.rectified_out(labels, *arguments, foreground, count)
+    maps = RectifiedMap(
+        labels,
+        foreground,
+        num_classes=arguments.num_classes,
+        ignore_index=arguments.ignore_index,
+        image_count=None if arguments.ignore_index is None else count,
+    )
+    return maps._map(back)
+
+
+def _constant(
+    labels: Any,
+    num_classes: int,
+    foreground: float,
+    background: float,
+    ignore_index: int | None,
+    spatial_dims: int | None,
+    validate: bool | None,
+    out: Any,
+    backend: str | None,
+) -> RectifiedMap:
+    labels, back, num_classes = _labels_and_classes(labels, num_classes, spatial_dims)
+    ignored = checks.ignore_index(ignore_index)
+    arguments = (num_classes, foreground, ignored, checks.validate(validate, labels.device), checks.backend(backend))
+    values = run_map("constant", labels, arguments, _foreground_buffer(out), labels.shape)
+    maps = RectifiedMap(labels, values, background, num_classes=num_classes, ignore_index=ignored)
+    return maps._map(back)
+
+
+def active_contour_map(
+    labels: Any,
+    num_classes: int,
+    *,
+    ignore_index: int | None = None,
+    spatial_dims: int | None = None,
+    validate: bool | None = None,
+    out: Any = None,
+    backend: str | None = None,
+) -> RectifiedMap:
+    """Active contour map: 0 at the true class, 1 at every other (`1 - onehot(labels)`).
+
+    Args:
+        labels: Integers `[B, *S]` in `[0, num_classes)`.
+        num_classes: Number of classes K.
+        ignore_index: Label of pixels that do not count.
+        spatial_dims: Number of spatial axes; needed for one.
+        validate: Check the label values: by default on the CPU only.
+        out: A contiguous float32 buffer `[B, *S]` for the foreground, or a map whose foreground is written over.
+        backend: Name of the backend to use instead of the default one.
+
+    Returns:
+        The compact map.
+
+    Raises:
+        TypeError: An argument has the wrong type.
+        ValueError: A label is out of range, or an argument has a wrong shape or value.
+
+    References:
+        Valverde & Tohka, section 3.1, after the region term of Chan & Vese's active contours.
+
+    Examples:
+        >>> import torch, rwkernels as rw
+        >>> rw.active_contour_map(torch.tensor([[[0, 1]]]), num_classes=2).dense()
+        tensor([[[[0., 1.]],
+        <BLANKLINE>
+                 [[1., 0.]]]])
+    """
+    return _constant(labels, num_classes, 0.0, 1.0, ignore_index, spatial_dims, validate, out, backend)
+
+
+def constant_map(
+    labels: Any,
+    num_classes: int,
+    *,
+    alpha: float = 1.0,
+    beta: float = 1.0,
+    ignore_index: int | None = None,
+    spatial_dims: int | None = None,
+    validate: bool | None = None,
+    out: Any = None,
+    backend: str | None = None,
+) -> RectifiedMap:
+    """Constant map: `-beta` at the true class, `alpha` at every other.
+
+    Args:
+        labels: Integers `[B, *S]` in `[0, num_classes)`.
+        num_classes: Number of classes K.
+        alpha: Value at the wrong classes.
+        beta: Minus the value at the true class.
+        ignore_index: Label of pixels that do not count.
+        spatial_dims: Number of spatial axes; needed for one.
+        validate: Check the label values: by default on the CPU only.
+        out: A contiguous float32 buffer `[B, *S]` for the foreground, or a map whose foreground is written over.
+        backend: Name of the backend to use instead of the default one.
+
+    Returns:
+        The compact map.
+
+    Raises:
+        TypeError: An argument has the wrong type.
+        ValueError: A label is out of range, or an argument has a wrong shape or value.
+
+    References:
+        Cao et al. 2020, as a region-wise map in Valverde & Tohka, section 3.1.
+
+    Examples:
+        >>> import torch, rwkernels as rw
+        >>> rw.constant_map(torch.tensor([[[0, 1]]]), num_classes=2, alpha=2.0, beta=3.0).dense()
+        tensor([[[[-3.,  2.]],
+        <BLANKLINE>
+                 [[ 2., -3.]]]])
+    """
+    foreground, background = -checks.number("beta", beta), checks.number("alpha", alpha)
+    return _constant(labels, num_classes, foreground, background, ignore_index, spatial_dims, validate, out, backend)
+
+
+def boundary_map(
+    labels: Any,
+    num_classes: int,
+    *,
+    spacing: float | Sequence[float] | None = None,
+    absent: float = 0.0,
+    inside_offset: float = 0.0,
+    ignore_index: int | None = None,
+    black_border: bool = False,
+    spatial_dims: int | None = None,
+    validate: bool | None = None,
+    out: Any = None,
+    backend: str | None = None,
+) -> Any:
+    """Boundary map, Eq. 3: minus the distance to the boundary inside a class, plus the distance outside.
+
+    Args:
+        labels: Integers `[B, *S]` in `[0, num_classes)`; see `rectified_map`.
+        num_classes: Number of classes K.
+        spacing: Size of a pixel, one number or one per spatial axis in the order of the labels' axes. Default 1.
+        absent: Value of the channel of a class that an image lacks.
+        inside_offset: Subtracted from the distances inside a class, in units of `spacing`: 1 gives the variant
+            `-(d - 1)` of Kervadec et al.
+        ignore_index: Label, possibly negative, of pixels that do not count; their map is 0.
+        black_border: Count the outside of the image as another label for the distances inside a class.
+        spatial_dims: Number of spatial axes; needed for one.
+        validate: Check the label values: by default on the CPU only.
+        out: A contiguous float32 buffer `[B, K, *S]` to write into.
+        backend: Name of the backend to use instead of the default one.
+
+    Returns:
+        float32 `[B, K, *S]` of the kind of `labels`, in units of `spacing`; 0 in the channel of a class that fills its
+        image.
+
+    Raises:
+        TypeError: An argument has the wrong type.
+        ValueError: A label is out of range, or an argument has a wrong shape or value.
+
+    References:
+        Valverde & Tohka, Eq. 3; Kervadec et al., "Boundary loss for highly unbalanced segmentation", MIDL 2019.
+
+    Examples:
+        >>> import torch, rwkernels as rw
+        >>> rw.boundary_map(torch.tensor([[[0, 0, 1]]]), num_classes=2)
+        tensor([[[[-2., -1.,  1.]],
+        <BLANKLINE>
+                 [[ 2.,  1., -1.]]]])
+    """
+    labels, back, num_classes = _labels_and_classes(labels, num_classes, spatial_dims)
+    arguments = (
+        num_classes,
+        checks.spacing(spacing, labels.dim() - 1),
+        checks.number("absent", absent),
+        checks.number("inside_offset", inside_offset),
+        checks.flag("black_border", black_border),
+        checks.ignore_index(ignore_index),
+        checks.validate(validate, labels.device),
+        checks.backend(backend),
+    )
+    shape = (labels.shape[0], num_classes, *labels.shape[1:])
+    return back(run_map("boundary", labels, arguments, arrays.to_buffer(out), shape))
+
+
+def labels_like(name: str, labels: Any, shape: Sequence[int]) -> Tensor:
+    """Labels for maps or logits of `shape` [B, K, *S]: [B, *S], or [B, 1, *S] with the channel axis dropped."""
+    found = checks.label_dtype(name, checks.tensor(name, labels))
+    if found.dim() == len(shape) and found.shape[1] == 1:
+        found = found.squeeze(1)
+    checks.shape(name, found, (shape[0], *shape[2:]), "[B, *S]")
+    return found
+
+
+def dense_map(maps: Any) -> tuple[Tensor, arrays.Back]:
+    """A dense floating map [B, K, *S] as a tensor, and the way back to its kind."""
+    maps, back = arrays.to_tensor(maps)
+    maps = checks.tensor("maps", maps)
+    checks.floating("maps", maps)
+    if not 3 <= maps.dim() <= 5:
+        raise ValueError(f"maps: expected [B, K, *S] with 1 to 3 spatial axes, got {checks.describe(maps)}")
+    return maps, back
+
+
+def rectify(
+    maps: Any,
+    labels: Any,
+    *,
+    background: str | float = "max",
+    ignore_index: int | None = None,
+    validate: bool | None = None,
+    backend: str | None = None,
+) -> RectifiedMap:
+    """Makes any map rectified: the K-1 values of the wrong classes of a pixel become one.
+
+    With equal values there every pixel's gradient has one negative entry, that of the true class, so a step cannot
+    pull two classes up at once (section 3.3 of the paper).
+
+    Args:
+        maps: Dense map, floating `[B, K, *S]`.
+        labels: Integers `[B, *S]` or `[B, 1, *S]` in `[0, K)`.
+        background: `"max"`, `"mean"` or `"min"` of the wrong classes' values, or a number.
+        ignore_index: Label of pixels that do not count.
+        validate: Check the label values: by default on the CPU only.
+        backend: Name of the backend to use instead of the default one.
+
+    Returns:
+        The compact map, in the dtype and kind of `maps`.
+
+    Raises:
+        TypeError: An argument has the wrong type.
+        ValueError: A label is out of range, or an argument has a wrong shape or value.
+
+    References:
+        Valverde & Tohka, section 3.3.
+
+    Examples:
+        >>> import torch, rwkernels as rw
+        >>> labels = torch.tensor([[[0, 0, 1]]])
+        >>> rw.rectify(rw.boundary_map(labels, 3), labels).background
+        tensor([[[2., 1., 1.]]])
+    """
+    maps, back = dense_map(maps)
+    labels = labels_like("labels", arrays.to_tensor(labels)[0], maps.shape)
+    checks.same_device("labels", labels, "maps", maps)
+    ignored = checks.ignore_index(ignore_index)
+    num_classes = maps.shape[1]
+    zeros = torch.ops.rwkernels.constant(
+        labels, num_classes, 0.0, ignored, checks.validate(validate, labels.device), checks.backend(backend)
+    )
+    true_class = labels.unsqueeze(1) == torch.arange(num_classes, device=labels.device).view(
+        1, -1, *[1] * (labels.dim() - 1)
+    )
+    known = true_class.any(1)
+    foreground = torch.where(true_class, maps, 0).sum(1)
+    foreground = torch.where(known, foreground, foreground * torch.nan if ignored is None else 0.0)
+    if ignored is not None:
+        foreground = torch.where(known | reference.is_label(labels, ignored), foreground, torch.nan)
+    value: Tensor | float
+    if isinstance(background, str):
+        others = max(num_classes - 1, 1)
+        how = checks.choice("background", background, ("max", "mean", "min"))
+        if num_classes == 1:
+            value = torch.zeros_like(foreground)
+        elif how == "max":
+            value = maps.masked_fill(true_class, -torch.inf).amax(1)
+        elif how == "min":
+            value = maps.masked_fill(true_class, torch.inf).amin(1)
+        else:
+            value = maps.masked_fill(true_class, 0.0).sum(1) / others
+    else:
+        value = checks.number("background", background)
+    rectified = RectifiedMap(
+        labels, foreground + zeros.to(maps.dtype), value, num_classes=num_classes, ignore_index=ignored
+    )
+    return rectified._map(back)
+
+
+FAMILIES: dict[str, Callable[..., Any]] = {
+    "rectified": rectified_map,
+    "boundary": boundary_map,
+    "active_contour": active_contour_map,
+    "constant": constant_map,
+}
+"""The maps that are made of labels alone, by the name that losses, loaders and integrations know them by."""
+
+MEASURED = ("rectified", "boundary")
+"""The families that measure distances, and so take `spacing` and `black_border`."""

@@ -1,0 +1,1 @@
+"""The operators under the public functions: schemas, fakes, autograd and vmap rules."""

@@ -1,0 +1,74 @@
+"""The Triton kernels, interpreted: the tests of loss, distances and maps once more, with `backend="triton"` on the CPU.
+
+Triton reads `TRITON_INTERPRET` when a kernel is declared, so this takes a process of its own.
+"""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rwkernels.backends import triton
+
+_WHY_NOT = triton._why_not(None)
+pytestmark = pytest.mark.skipif(_WHY_NOT is not None, reason=str(_WHY_NOT))
+
+TESTS = Path(__file__).parents[2]
+NOT_OURS = "not reference and not native and not over-scipy"  # those run elsewhere
+# Thousands of evaluations, or of programs: minutes for the interpreter, and nothing that smaller tests do not show.
+LONG = ["thread_count", "scaled_loss_do_not_flush", "every_option", "finite_differences", "allocate"]
+
+
+# Of distances and maps: what the emulator of PTX does not repeat in `test_triton_edt.py`.
+MAPS = [
+    "step_along_each_axis",
+    "lowest_and_highest",
+    "units_of_spacing",
+    "empty",
+    "hand_computes",
+    "common_factor",
+    "given_class_maximum",
+    "everything_is_ignored",
+    "flat_maps",
+    "out_of_range",
+    "scaling_classes",
+]
+
+
+# And of the comparisons with SciPy, isotropic and not, those that take seconds.
+SCIPY = (
+    "(what_scipy_gives_class_by_class or spacing_is_one_number) and "
+    "13x37 and (random or blobs or one-odd-pixel or uniform)"
+)
+
+
+def _run(file, chosen, at_least):
+    (path,) = TESTS.rglob(f"test_{file}.py")
+    result = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(path), "-k", chosen],
+        env={**os.environ, "TRITON_INTERPRET": "1", "RWKERNELS_BACKEND": "triton"},
+        cwd=TESTS.parent,
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+    passed = re.search(r"(\d+) passed", result.stdout)
+    assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-1000:]
+    assert passed, result.stdout[-1000:]
+    assert int(passed[1]) >= at_least, "tests were left out"
+
+
+@pytest.mark.parametrize(
+    ("file", "at_least"), [("loss", 225), ("loss_inputs", 195), ("autograd", 55), ("transforms", 55)]
+)
+def test_the_interpreted_kernels_pass_the_tests_of(file, at_least):
+    _run(file, " and not ".join([NOT_OURS if file == "autograd" else "triton", *LONG]), at_least)
+
+
+@pytest.mark.parametrize(("file", "at_least"), [("distance", 17), ("maps", 22), ("scaling", 4), ("boundary_map", 2)])
+def test_the_interpreted_kernels_pass_what_is_left_to_them_of(file, at_least):
+    _run(file, f"triton and ({' or '.join([*MAPS, SCIPY])})", at_least)
