@@ -10,6 +10,8 @@ from typing import Any, NoReturn, cast
 import torch
 from torch import Tensor
 
+from rwkernels.backends.problem import BadInputError
+
 LABEL_DTYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 # PyTorch computes little in these; each fits into the signed type beside it.
 _WIDER = {torch.bool: torch.uint8, torch.uint16: torch.int32, torch.uint32: torch.int64}
@@ -61,6 +63,39 @@ def labels(value: object, spatial_dims: int | None = None) -> Tensor:
         )
     if not 2 <= found.dim() <= 4:
         raise ValueError(f"labels: expected [B, *S] with 1 to 3 spatial axes, got {describe(found)}")
+    return found
+
+
+def labels_like(name: str, value: object, of: Sequence[int]) -> Tensor:
+    """Labels for maps or logits of shape `of` [B, K, *S]: [B, *S], or [B, 1, *S] with the channel axis dropped."""
+    found = label_dtype(name, tensor(name, value))
+    if found.dim() == len(of) and found.shape[1] == 1:
+        found = found.squeeze(1)
+    shape(name, found, (of[0], *of[2:]), "[B, *S]")
+    return found
+
+
+def whole_labels(labels: Tensor, validate: bool) -> Tensor:
+    """Integer labels from floating ones that hold whole numbers, as nnU-Net's do; fractions become bad labels."""
+    if not labels.is_floating_point():
+        return labels
+    # In float16 2^31 is no number; beyond it the cast may land on a label.
+    whole = (labels == labels.round()) & (labels.abs().to(torch.float32) < 2**31)
+    if validate and not torch.compiler.is_compiling() and not bool(whole.all()):
+        value = float(labels[~whole][0])
+        raise ValueError(f"labels: expected whole numbers, got {value}")
+    lowest = torch.iinfo(torch.int32).min
+    return torch.where(whole, labels.to(torch.int32), lowest)
+
+
+def logits(value: object) -> Tensor:
+    """Logits as a plain floating tensor [B, K, *S] with one to three spatial axes."""
+    found = tensor("logits", value)
+    floating("logits", found)
+    if not 3 <= found.dim() <= 5:
+        raise ValueError(f"logits: expected [B, K, *S] with 1 to 3 spatial axes, got {describe(found)}")
+    if found.shape[1] < 1:
+        raise ValueError(f"logits: expected at least one channel, got {describe(found)}")
     return found
 
 
@@ -179,6 +214,16 @@ def output(value: object, expected: Sequence[int], dtype: torch.dtype, device: t
     if found.dtype != dtype or found.device != device or not found.is_contiguous():
         raise ValueError(f"out: expected a contiguous {dtype} tensor on {device}, got {describe(found)}")
     return found
+
+
+def bad_input(
+    found: BadInputError, labels: Tensor, num_classes: int, ignore_index: int | None, class_max: Tensor | None = None
+) -> NoReturn:
+    """Raises by name for what a backend found in the contiguous labels, or in the maxima of classes."""
+    if found.argument == "class_max":
+        assert class_max is not None
+        bad_maximum(class_max, found.index)
+    bad_label(labels, found.index, num_classes, ignore_index)
 
 
 def bad_label(labels: Tensor, flat_index: int, num_classes: int, ignore_index: int | None) -> NoReturn:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import torch
 
 from rwkernels import backends, region_wise_loss
-from rwkernels.backends import BackendStatus, reference
+from rwkernels.backends import BackendStatus, instruction_sets, reference
 from rwkernels.maps.compact import RectifiedMap
 from rwkernels.maps.distance import class_distance_transform, distance_transform
 from rwkernels.maps.families import boundary_map, rectified_map
@@ -40,16 +40,6 @@ def _versions() -> Iterator[tuple[str, str]]:
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
             yield f"cuda:{index}", torch.cuda.get_device_name(index)
-
-
-def instruction_sets() -> tuple[str, list[str]]:
-    """The instruction set in use by the C++ core, and all that can run here; empty if the core is missing."""
-    from rwkernels.backends import native
-
-    if native.can_run(torch.device("cpu")) is not None:
-        return "", []
-    core = native.core()
-    return core.active_isa(), core.isas()
 
 
 def _labels() -> torch.Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 import rwkernels as rw
-from rwkernels.backends import native
+from rwkernels.backends.threads import threads
 from rwkernels.data import MapLoader
 
 CLASSES = 3
@@ -83,7 +83,7 @@ def width_map(labels: Tensor) -> Tensor:
     labels = labels.repeat(10, 6, 8)  # more than are worth waking a thread for
     tasks = len(os.listdir("/proc/self/task"))
     rw.rectified_map(labels, CLASSES)
-    return torch.tensor([[native.threads(), len(os.listdir("/proc/self/task")) - tasks]])
+    return torch.tensor([[threads(), len(os.listdir("/proc/self/task")) - tasks]])
 
 
 def assert_is_map_of(maps: Any, labels: Tensor, **options: Any) -> None:

@@ -1,68 +1,36 @@
 """Which backend runs for tensors on a device, and why another cannot.
 
 A backend is a module with `NAME`, `can_run` and the other functions of `Backend` that it offers; the rest is left to
-the next one. `note`, if there, says what it runs with. It imports nothing of the package above this folder.
+the next one. `note`, if there, says what it runs with. It imports nothing of the package above this folder. What it is
+handed stands in `problem`.
 """
 
 from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import NamedTuple, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
 from torch import Tensor
+
+from rwkernels.backends.problem import CompactProblem, LossProblem, MapProblem
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 ENVIRONMENT_VARIABLE = "RWKERNELS_BACKEND"
 # The first one that can run is taken.
 NAMES = ("native", "triton", "cucim", "reference")
 
 
-class LossProblem(NamedTuple):
-    """What the loss is computed from: the arguments of its operators, in their order. Everything on one device."""
-
-    logits: Tensor  # [B, K, *S], any strides
-    maps: Tensor  # dense [B, K, *S], any strides; or the foreground [B, *S] of a compact map
-    labels: Tensor | None  # [B, *S]; always there for a compact map
-    background: Tensor | None  # [B, *S]; None: `background_value` everywhere
-    class_scale: Tensor | None  # [K], or [groups, K]: multiplies the channels of the map
-    image_count: Tensor | None  # int64 [B], pixels that count; None: to be counted if `ignore_index` is set
-    background_value: float
-    ignore_index: int | None
-    include_background: bool  # False leaves channel 0 out of the sum
-    reduction: str
-    validate: bool
-    backend: str | None
-    # vmap folds its axis into the batch; the images then form so many equal runs, each reduced on its own.
-    # 0 means one run and a scalar loss.
-    groups: int
-
-    @property
-    def runs(self) -> int:
-        """How many runs of images are reduced on their own."""
-        return max(self.groups, 1)
-
-    @property
-    def channels(self) -> int:
-        """How many channels the sum is over."""
-        return self.logits.shape[1] - (0 if self.include_background else 1)
-
-    @property
-    def compact(self) -> bool:
-        """Whether `maps` is the foreground of a compact map."""
-        return self.maps.dim() == self.logits.dim() - 1
-
-    @property
-    def loss_dtype(self) -> torch.dtype:
-        """float64 for float64 logits, float32 for all others."""
-        return torch.float64 if self.logits.dtype == torch.float64 else torch.float32
-
-
 class Backend(Protocol):
-    """What a backend offers. Every `fill_*` writes into `out`, contiguous; labels come contiguous."""
+    """What a backend offers. Every `fill_*` writes into its first argument, contiguous; labels come contiguous.
+
+    What takes a problem raises `BadInputError` for the first bad label or maximum, if it is to validate.
+    """
 
     NAME: str
 
@@ -72,10 +40,28 @@ class Backend(Protocol):
     def first_bad_label(self, labels: Tensor, num_classes: int, ignore_index: int | None) -> int:
         """Flat index of the first label outside [0, num_classes) that is not ignored; -1 if there is none."""
 
-    def fill_distance(
-        self, out: Tensor, labels: Tensor, spacing: Sequence[float], squared: bool, black_border: bool
-    ) -> None:
+    def fill_distance(self, out: Tensor, problem: MapProblem, *, squared: bool) -> None:
         """Distance to the nearest pixel of another label, float32 [B, *S]."""
+
+    def fill_class_distance(self, out: Tensor, problem: MapProblem, *, squared: bool) -> None:
+        """Distance to every class, float32 [B, K, *S]."""
+
+    def fill_rectified(self, out: Tensor, count: Tensor, problem: MapProblem) -> None:
+        """Foreground of Eq. 4, float32 [B, *S], and the pixels that count, int64 [B]."""
+
+    def fill_rectified_codes(
+        self, codes: Tensor, largest: Tensor, count: Tensor, problem: MapProblem, *, work: Tensor
+    ) -> None:
+        """`fill_rectified` with its foreground as codes [B, *S], and the images' largest distances, float32 [B, K].
+
+        `work` has room for as many float32 as there are labels. No code stands for NaN: labels ought to be checked.
+        """
+
+    def fill_boundary(self, out: Tensor, problem: MapProblem, *, absent: float, inside_offset: float) -> None:
+        """Eq. 3, float32 [B, K, *S]."""
+
+    def fill_dense(self, out: Tensor, problem: CompactProblem) -> None:
+        """The dense map [B, K, *S] of a compact one, in the dtype of `out`."""
 
     def pass_axis(self, field: Tensor, labels: Tensor, axis: int, unit: float, first: bool, black_border: bool) -> None:
         """One axis of the separable transform, in place, over a block that holds whole lines of that axis.
@@ -104,61 +90,6 @@ class Backend(Protocol):
         instead.
         """
 
-    def fill_class_distance(
-        self,
-        out: Tensor,
-        labels: Tensor,
-        num_classes: int,
-        spacing: Sequence[float],
-        squared: bool,
-        ignore_index: int | None,
-        validate: bool,
-    ) -> int:
-        """Distance to every class, float32 [B, K, *S]. Returns the flat index of a bad label, or -1."""
-
-    def fill_rectified(
-        self,
-        out: Tensor,
-        count: Tensor,
-        labels: Tensor,
-        num_classes: int,
-        spacing: Sequence[float],
-        class_max: Tensor | None,
-        black_border: bool,
-        ignore_index: int | None,
-        validate: bool,
-    ) -> tuple[int, int]:
-        """Foreground of Eq. 4, float32 [B, *S], and the pixels that count, int64 [B].
-
-        Returns the flat index of a bad label and of a bad entry of `class_max`, each -1 if there is none.
-        """
-
-    def fill_boundary(
-        self,
-        out: Tensor,
-        labels: Tensor,
-        num_classes: int,
-        spacing: Sequence[float],
-        absent: float,
-        inside_offset: float,
-        black_border: bool,
-        ignore_index: int | None,
-        validate: bool,
-    ) -> int:
-        """Eq. 3, float32 [B, K, *S]. Returns the flat index of a bad label, or -1."""
-
-    def fill_dense(
-        self,
-        out: Tensor,
-        labels: Tensor,
-        foreground: Tensor,
-        background: Tensor | float,
-        num_classes: int,
-        class_scale: Tensor | None,
-        ignore_index: int | None,
-    ) -> None:
-        """The dense map [B, K, *S] of a compact one, in the dtype of `out`."""
-
     def loss(
         self,
         problem: LossProblem,
@@ -168,17 +99,17 @@ class Backend(Protocol):
         upstream: Tensor | None,
         divide: bool,
         validate: bool,
-    ) -> tuple[Tensor, int]:
+    ) -> Tensor:
         """Loss and, if `grad` is given, its gradient (Eq. 2), in one pass.
 
         The loss is reduced as the problem says: [runs] or [B, *S], in its `loss_dtype`; empty unless `with_loss`.
         The gradient is that of the sum, times the incoming one (`upstream`, in the shape of the loss), and over N * K
-        if `divide` and the reduction is "mean". The second result is the flat index of a bad label, or -1.
+        if `divide` and the reduction is "mean".
         """
 
     def fill_negatives(
         self, out: Tensor, problem: LossProblem, *, probabilities: bool, wrong: bool, validate: bool
-    ) -> int:
+    ) -> None:
         """How many entries of every pixel's gradient are negative, int32 [B, *S]; with `wrong`, how many have a sign
         that is not the label's: one below zero of a wrong class, or one above zero of the true class.
 
@@ -186,7 +117,7 @@ class Backend(Protocol):
         sign by its terms is found so. A probability below the smallest normal number of the precision of the loss
         (of logits: relative to the largest one) is 0, and so is its entry. -1 where there is no gradient: a pixel that
         is ignored or has a label that is no class, or where the sum is NaN. `problem.logits` holds probabilities if
-        `probabilities`. Returns the flat index of a bad label, or -1.
+        `probabilities`.
         """
 
     def scale_gradient(
@@ -195,6 +126,28 @@ class Backend(Protocol):
         """A gradient that was kept times the incoming one, [runs], and over N * K if `divide`. A new tensor unless
         `in_place`.
         """
+
+    def encode_values(self, codes: Tensor, values: Tensor) -> bool:
+        """`round(-value * (2 ** bits - 1))` of float32 values in [-1, 0], both contiguous; whether all values were."""
+
+    def decode_values(self, values: Tensor, codes: NDArray[Any]) -> None:
+        """The float32 values of codes on the CPU, both contiguous."""
+
+    def pack_labels(self, labels: Tensor, num_classes: int, ignore_index: int | None, bits: int) -> Tensor | None:
+        """Contiguous labels on the CPU as codes of 1, 2, 4 or 8 bits each, uint8; None if one is no class.
+
+        The code of an ignored label is `num_classes`. Byte j of m holds codes j, m + j, 2 m + j, ..., the first in its
+        lowest bits.
+        """
+
+    def unpack_labels(self, packed: NDArray[Any], bits: int, labels: NDArray[Any]) -> None:
+        """What `pack_labels` took, as flat uint8."""
+
+    def reverse_axes(self, values: NDArray[Any], out: NDArray[Any]) -> None:
+        """Copies bytes [X, Y, Z], the first axis fastest in memory, into an array whose last axis is the fastest."""
+
+    def advise_huge_pages(self, tensor: Tensor) -> None:
+        """Asks for huge pages under a tensor on the CPU whose memory is fresh, where they pay."""
 
 
 @dataclass(frozen=True)
@@ -240,6 +193,11 @@ def choose(device: torch.device, operation: str, override: str | None = None) ->
             raise ValueError(f"backend: {wanted!r} cannot run on {device}: {reason}")
         if hasattr(backend, operation):
             return backend
+    return default(device, operation)
+
+
+def default(device: torch.device, operation: str) -> Backend:
+    """The first backend that does `operation` on `device`, whatever the environment asks for."""
     for name in NAMES:
         backend = load(name)
         if hasattr(backend, operation) and backend.can_run(device) is None:
@@ -263,4 +221,10 @@ def statuses() -> list[BackendStatus]:
                 reason = load(name).can_run(torch.device(device))
             tells = getattr(load(name), "note", None) if reason is None else None
             found.append(BackendStatus(name, device, reason, tells and tells()))
+    return found
+
+
+def instruction_sets() -> tuple[str, list[str]]:
+    """The instruction set in use by the C++ core, and all that can run here; empty if the core is missing."""
+    found: tuple[str, list[str]] = importlib.import_module("rwkernels.backends.native").instruction_sets()
     return found

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from rwkernels.backends import reference
+from rwkernels.backends.problem import MapProblem, count_valid, is_label, is_no_class, refuse_bad_values
 
 NAME = "cucim"
 
@@ -133,7 +134,7 @@ def _parts(labels: Tensor, num_classes: int) -> Iterator[Tensor]:
     """
     bits = num_classes.bit_length()
     if num_classes <= 2 * bits:
-        yield from (reference.is_label(labels, k) for k in range(num_classes))
+        yield from (is_label(labels, k) for k in range(num_classes))
         return
     codes = labels.long()
     codes = torch.where((codes < 0) | (codes > num_classes), num_classes, codes)
@@ -150,91 +151,64 @@ def _to_other_label(out: Tensor, labels: Tensor, num_classes: int, metric: _Metr
             torch.minimum(distance, found.masked_fill_(~mask, torch.inf), out=distance)
 
 
-def fill_distance(out: Tensor, labels: Tensor, spacing: Sequence[float], squared: bool, black_border: bool) -> None:
+def fill_distance(out: Tensor, problem: MapProblem, *, squared: bool) -> None:
     """See `Backend`. Waits for the device once, to learn which labels there are."""
+    labels = problem.labels
     if labels.numel() == 0:
         return
     with _torch_in_charge(labels.device):
         present, classes = torch.unique(labels, return_inverse=True)
-        _to_other_label(out, classes, len(present), _Metric(spacing, squared, black_border))
+        _to_other_label(out, classes, len(present), _Metric(problem.spacing, squared, problem.black_border))
 
 
-def _to_classes(
-    out: Tensor, labels: Tensor, num_classes: int, spacing: Sequence[float], squared: bool, ignore_index: int | None
-) -> None:
-    for channels, image in zip(out, labels, strict=True):
-        for k in range(num_classes):
-            if k == ignore_index:
+def _to_classes(out: Tensor, problem: MapProblem, squared: bool) -> None:
+    for channels, image in zip(out, problem.labels, strict=True):
+        for k in range(problem.num_classes):
+            if k == problem.ignore_index:
                 channels[k].fill_(torch.inf)
             else:
-                channels[k].copy_(_to_zero(~reference.is_label(image, k), _Metric(spacing, squared)))
+                channels[k].copy_(_to_zero(~is_label(image, k), _Metric(problem.spacing, squared)))
 
 
-def fill_class_distance(
-    out: Tensor,
-    labels: Tensor,
-    num_classes: int,
-    spacing: Sequence[float],
-    squared: bool,
-    ignore_index: int | None,
-    validate: bool,
-) -> int:
+def fill_class_distance(out: Tensor, problem: MapProblem, *, squared: bool) -> None:
     """See `Backend`."""
+    if problem.labels.numel() == 0:
+        return
+    with _torch_in_charge(problem.labels.device):
+        _to_classes(out, problem, squared)
+    if problem.validate:
+        refuse_bad_values(problem)
+
+
+def fill_rectified(out: Tensor, count: Tensor, problem: MapProblem) -> None:
+    """See `Backend`."""
+    labels, num_classes, ignore_index = problem.labels, problem.num_classes, problem.ignore_index
+    count.copy_(count_valid(labels, ignore_index))
     if labels.numel() == 0:
-        return -1
+        return
     with _torch_in_charge(labels.device):
-        _to_classes(out, labels, num_classes, spacing, squared, ignore_index)
-    return reference.first_bad_label(labels, num_classes, ignore_index) if validate else -1
+        _to_other_label(out, labels, num_classes, _Metric(problem.spacing, black_border=problem.black_border))
+    out.copy_(reference.rectified_distance(labels, out, num_classes, problem.class_max, ignore_index))
+    if problem.validate:
+        refuse_bad_values(problem)
 
 
-def fill_rectified(
-    out: Tensor,
-    count: Tensor,
-    labels: Tensor,
-    num_classes: int,
-    spacing: Sequence[float],
-    class_max: Tensor | None,
-    black_border: bool,
-    ignore_index: int | None,
-    validate: bool,
-) -> tuple[int, int]:
+def fill_boundary(out: Tensor, problem: MapProblem, *, absent: float, inside_offset: float) -> None:
     """See `Backend`."""
-    count.copy_(reference.count_valid(labels, ignore_index))
+    labels, num_classes, ignore_index = problem.labels, problem.num_classes, problem.ignore_index
     if labels.numel() == 0:
-        return -1, -1
-    with _torch_in_charge(labels.device):
-        _to_other_label(out, labels, num_classes, _Metric(spacing, black_border=black_border))
-    out.copy_(reference.rectified_distance(labels, out, num_classes, class_max, ignore_index))
-    if not validate:
-        return -1, -1
-    bad_maximum = -1 if class_max is None else reference.first_bad_maximum(labels, class_max)
-    return reference.first_bad_label(labels, num_classes, ignore_index), bad_maximum
-
-
-def fill_boundary(
-    out: Tensor,
-    labels: Tensor,
-    num_classes: int,
-    spacing: Sequence[float],
-    absent: float,
-    inside_offset: float,
-    black_border: bool,
-    ignore_index: int | None,
-    validate: bool,
-) -> int:
-    """See `Backend`."""
-    if labels.numel() == 0:
-        return -1
+        return
     inside = torch.empty_like(labels, dtype=torch.float32)
     with _torch_in_charge(labels.device):
-        _to_other_label(inside, labels, num_classes, _Metric(spacing, black_border=black_border))
-        _to_classes(out, labels, num_classes, spacing, False, ignore_index)
+        _to_other_label(inside, labels, num_classes, _Metric(problem.spacing, black_border=problem.black_border))
+        _to_classes(out, problem, False)
     inside = torch.where(torch.isinf(inside), 0.0, inside_offset - inside)
     for k in range(num_classes):
         channel = out[:, k]
         channel.masked_fill_(torch.isinf(channel), absent)
-        channel.copy_(torch.where(reference.is_label(labels, k), inside, channel))
-    out.masked_fill_(reference.is_no_class(labels, num_classes).unsqueeze(1), torch.nan)
+        channel.copy_(torch.where(is_label(labels, k), inside, channel))
+    out.masked_fill_(is_no_class(labels, num_classes).unsqueeze(1), torch.nan)
     if ignore_index is not None:
-        out.masked_fill_(reference.is_label(labels, ignore_index).unsqueeze(1), 0.0)
-    return reference.first_bad_label(labels, num_classes, ignore_index) if validate else -1
+        out.masked_fill_(is_label(labels, ignore_index).unsqueeze(1), 0.0)
+    if problem.validate:
+        refuse_bad_values(problem)

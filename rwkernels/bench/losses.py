@@ -147,7 +147,8 @@ def loss_makers(task: Task, device: str, dtype: str = "float32", layout: str = C
 
 
 def _kernel(task: Task, device: str, *, compact: bool, reused: bool) -> Contender:
-    from rwkernels.backends import LossProblem, choose
+    from rwkernels.backends import choose
+    from rwkernels.backends.problem import LossProblem
 
     x = logits(task, device=device).detach()
     maps, dense = loss_maps(task, device)
@@ -171,7 +172,7 @@ def _kernel(task: Task, device: str, *, compact: bool, reused: bool) -> Contende
 
     def run() -> tuple[Tensor, Tensor]:
         grad = torch.empty_like(x) if kept is None else kept
-        loss, _ = backend.loss(problem, with_loss=True, grad=grad, upstream=None, divide=True, validate=False)
+        loss = backend.loss(problem, with_loss=True, grad=grad, upstream=None, divide=True, validate=False)
         return loss, grad
 
     def check(result: tuple[Any, Tensor]) -> str | None:

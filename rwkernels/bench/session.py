@@ -78,7 +78,7 @@ def machine() -> dict[str, Any]:
     import cpuinfo  # comes with pytest-benchmark
 
     cpu = cpuinfo.get_cpu_info()
-    from rwkernels.doctor import instruction_sets
+    from rwkernels.backends import instruction_sets
 
     versions = {"rwkernels": rw.__version__}
     for package in PACKAGES:

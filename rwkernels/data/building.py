@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 
 from rwkernels import arrays, checks
-from rwkernels.backends import native
+from rwkernels.backends.threads import limited_to
 from rwkernels.data import ahead, batches
 from rwkernels.data.batches import Key
-from rwkernels.losses.modules import whole_labels
 from rwkernels.maps.compact import RectifiedMap
 from rwkernels.maps.families import FAMILIES, MEASURED
 
@@ -137,7 +136,7 @@ class MapBuilder:
             class_max = ahead.to_device(class_max, labels.device)
         if self.threads is None:
             return self._build(labels, spacing, class_max, out)
-        with native.limited_to(self.threads):
+        with limited_to(self.threads):
             return self._build(labels, spacing, class_max, out)
 
     def _plain(self, labels: Tensor) -> Tensor:
@@ -146,7 +145,7 @@ class MapBuilder:
         channel = found.dim() >= 4 if self.spatial_dims is None else found.dim() == self.spatial_dims + 2
         if channel and found.shape[1] == 1:
             found = found.squeeze(1)
-        return whole_labels(found, checks.validate(self.validate, found.device))
+        return checks.whole_labels(found, checks.validate(self.validate, found.device))
 
     def _build(
         self, labels: Tensor, spacing: list[Any] | None, class_max: Tensor | None, out: Tensor | None = None

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from rwkernels import arrays, checks
-from rwkernels.backends import choose, reference
+from rwkernels.backends import choose
+from rwkernels.backends.problem import is_label, is_no_class
 from rwkernels.maps.compact import RectifiedMap
 from rwkernels.maps.distance import distance_transform
-from rwkernels.ops.labels import refuse_bad_label
 
 
 def crop(start: Sequence[int], size: Sequence[int], *values: Any) -> tuple[Any, ...]:
@@ -112,13 +112,14 @@ def class_max(
     ignored = checks.ignore_index(ignore_index)
     if checks.validate(validate, found.device):
         bad = choose(found.device, "first_bad_label").first_bad_label(found.contiguous(), num_classes, ignored)
-        refuse_bad_label(found, bad, num_classes, ignored)
+        if bad >= 0:
+            checks.bad_label(found, bad, num_classes, ignored)
     distance = distance_transform(
         found, spacing=spacing, black_border=black_border, spatial_dims=spatial_dims, backend=backend
     )
-    counts = ~reference.is_no_class(found, num_classes)
+    counts = ~is_no_class(found, num_classes)
     if ignored is not None:
-        counts &= ~reference.is_label(found, ignored)
+        counts &= ~is_label(found, ignored)
     bins = torch.where(counts, found.long(), num_classes).flatten(1)  # the last bin is for what does not count
     largest = distance.new_zeros(len(found), num_classes + 1)
     largest.scatter_reduce_(1, bins, distance.flatten(1), "amax")

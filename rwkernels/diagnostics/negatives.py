@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from rwkernels import checks
-from rwkernels.losses.functional import check_logits, parts
+from rwkernels.losses.problem import loss_problem
 from rwkernels.maps.compact import RectifiedMap
 from rwkernels.ops import loss as loss_ops  # noqa: F401  (loss_ops defines the operators)
 
@@ -24,27 +24,21 @@ def _signs(
     validate: bool | None,
     backend: str | None,
 ) -> Tensor:
-    logits = check_logits(logits).detach()
-    values, known, background, scale, _, background_value, ignored = parts(logits, maps, labels, ignore_index)
-    if wrong and known is None:
-        raise ValueError("labels: expected the labels of the map, which a dense map does not carry, got None")
-    found: Tensor = torch.ops.rwkernels.negatives(
+    logits = checks.logits(logits).detach()
+    problem = loss_problem(
         logits,
-        values,
-        known,
-        background,
-        scale,
-        None,
-        background_value,
-        ignored,
-        checks.flag("include_background", include_background),
-        "none",
-        checks.validate(validate, logits.device),
-        checks.backend(backend),
-        0,
-        checks.flag("probabilities", probabilities),
-        wrong,
+        maps,
+        labels=labels,
+        ignore_index=ignore_index,
+        include_background=include_background,
+        reduction="none",
+        validate=validate,
+        backend=backend,
     )
+    if wrong and problem.labels is None:
+        raise ValueError("labels: expected the labels of the map, which a dense map does not carry, got None")
+    problem = problem._replace(image_count=None)
+    found: Tensor = torch.ops.rwkernels.negatives(*problem, checks.flag("probabilities", probabilities), wrong)
     return found
 
 

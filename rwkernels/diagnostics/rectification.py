@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from rwkernels import arrays, checks
-from rwkernels.backends import reference
+from rwkernels.backends.problem import first_bad_label, is_label, is_no_class
 from rwkernels.maps.compact import RectifiedMap
-from rwkernels.maps.families import dense_map, labels_like
+from rwkernels.maps.families import dense_map
 
 
 @dataclass(frozen=True)
@@ -114,18 +114,18 @@ def rectification(
         dense = dense_map(maps)[0].detach()
         if labels is None:
             raise ValueError("labels: expected the labels of the map, which a dense map does not carry, got None")
-        known = labels_like("labels", arrays.to_tensor(labels)[0], dense.shape)
+        known = checks.labels_like("labels", arrays.to_tensor(labels)[0], dense.shape)
         checks.same_device("labels", known, "maps", dense)
         ignored = checks.ignore_index(ignore_index)
         num_classes = dense.shape[1]
         lowest, highest, own = _of_dense(dense, known)
     if checks.validate(validate, known.device):
-        bad = reference.first_bad_label(known, num_classes, ignored)
+        bad = first_bad_label(known, num_classes, ignored)
         if bad >= 0:
             checks.bad_label(known, bad, num_classes, ignored)
     counts = torch.ones_like(known, dtype=torch.bool)
     if ignored is not None:
-        counts = ~reference.is_label(known, ignored)
+        counts = ~is_label(known, ignored)
     # Written so that NaN is a violation.
     unequal = counts & ~(highest - lowest <= tolerance)
     not_lowest = counts & ~(own + tolerance < lowest)
@@ -140,7 +140,7 @@ def _of_dense(maps: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     highest, own = -lowest, torch.full_like(lowest, torch.nan)
     broken = torch.zeros_like(labels, dtype=torch.bool)
     for k, values in enumerate(maps.unbind(1)):
-        here = reference.is_label(labels, k)
+        here = is_label(labels, k)
         own = torch.where(here, values, own)
         lowest = torch.where(here, lowest, torch.minimum(lowest, values))
         highest = torch.where(here, highest, torch.maximum(highest, values))
@@ -153,7 +153,7 @@ def _of_compact(maps: RectifiedMap) -> tuple[int, Tensor, Tensor, Tensor]:
     own = maps.foreground.detach()
     others = background.detach() if isinstance(background, Tensor) else torch.full_like(own, background)
     if maps.class_scale is None:
-        own = own.masked_fill(reference.is_no_class(labels, maps.num_classes), torch.nan)
+        own = own.masked_fill(is_no_class(labels, maps.num_classes), torch.nan)
         return maps.num_classes, others, others, own
     dense: Tensor = maps._with(ignore_index=None, class_scale=maps.class_scale.detach()).dense(dtype=own.dtype)
     return maps.num_classes, *_of_dense(dense, labels)

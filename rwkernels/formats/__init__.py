@@ -18,8 +18,7 @@ import numpy.typing as npt
 import torch
 
 from rwkernels import checks
-from rwkernels.backends import native
-from rwkernels.backends.native import codes as native_codes
+from rwkernels.backends import default
 
 Affine = list[list[float]]
 
@@ -151,10 +150,10 @@ def whole_labels(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
 def in_order(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """The values with the last axis fastest in memory, in memory that may be written to."""
     reversed_bytes = values.itemsize == 1 and values.ndim == 3 and values.flags.f_contiguous
-    if not reversed_bytes or native.can_run(torch.device("cpu")) is not None:
+    if not reversed_bytes:
         return np.require(values, requirements=("C", "W"))
     found = np.empty(values.shape, values.dtype)
-    native_codes.reverse_axes(values, found)
+    default(torch.device("cpu"), "reverse_axes").reverse_axes(values, found)
     return found
 
 

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from rwkernels import checks
 from rwkernels.data.building import MapBuilder
-from rwkernels.losses.modules import RegionWiseLoss, whole_labels
+from rwkernels.losses.modules import RegionWiseLoss
 from rwkernels.maps.compact import RectifiedMap
-from rwkernels.maps.families import FAMILIES, labels_like
+from rwkernels.maps.families import FAMILIES
 
 OUTPUTS = ("foreground", "dense")
 Spacing = tuple[float, ...] | None
@@ -51,7 +51,7 @@ class ArrayMap:
     def __call__(self, labels: Tensor, spacings: Sequence[Spacing]) -> Tensor:
         """float32 `[B, C, *S]` of labels `[B, *S]`, integers or whole floats, with a spacing for every image."""
         labels = checks.plain(labels)
-        labels = whole_labels(labels, checks.validate(self.options.get("validate"), labels.device))
+        labels = checks.whole_labels(labels, checks.validate(self.options.get("validate"), labels.device))
         maps = build(self.maps, labels, self.num_classes, spacings, **self.options)
         if isinstance(maps, Tensor):
             return maps
@@ -101,9 +101,9 @@ def read_map(array: Any, labels: Any, num_classes: int, ignore_index: int | None
     if values.shape[1] == num_classes:
         return values
     labels = checks.tensor("labels", labels)
-    labels = whole_labels(labels, checks.validate(None, labels.device))
+    labels = checks.whole_labels(labels, checks.validate(None, labels.device))
     return RectifiedMap(
-        labels_like("labels", labels, (values.shape[0], num_classes, *values.shape[2:])),
+        checks.labels_like("labels", labels, (values.shape[0], num_classes, *values.shape[2:])),
         values.squeeze(1),
         num_classes=num_classes,
         ignore_index=checks.ignore_index(ignore_index),

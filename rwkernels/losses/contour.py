@@ -9,11 +9,9 @@ import torch
 from torch import Tensor
 
 from rwkernels import checks
-from rwkernels.backends import reference
-from rwkernels.losses.functional import check_logits
+from rwkernels.backends.problem import is_label
 from rwkernels.losses.modules import RegionWiseLoss
 from rwkernels.maps.compact import RectifiedMap
-from rwkernels.maps.families import labels_like
 
 
 def _steps_along(values: Tensor, axis: int) -> Tensor:
@@ -129,7 +127,7 @@ def contour_length(
         >>> rw.contour_length(logits, reduction="sum")
         tensor(4.)
     """
-    logits = check_logits(logits)
+    logits = checks.logits(logits)
     steps = checks.spacing(spacing, logits.dim() - 2)
     checks.choice("reduction", reduction, checks.REDUCTIONS)
     epsilon = checks.number("epsilon", epsilon)
@@ -165,11 +163,11 @@ def _counting(logits: Tensor, labels: Any, ignore_index: int | None) -> Tensor |
         if ignore_index is not None:
             raise ValueError("labels: expected labels, which ignore_index needs, got None")
         return None
-    labels = labels_like("labels", labels, logits.shape)
+    labels = checks.labels_like("labels", labels, logits.shape)
     checks.same_device("labels", labels, "logits", logits)
     if ignore_index is None:
         return None
-    return ~reference.is_label(labels, ignore_index)
+    return ~is_label(labels, ignore_index)
 
 
 class ActiveContourLoss(RegionWiseLoss):

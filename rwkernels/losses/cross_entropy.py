@@ -7,10 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rwkernels import checks
-from rwkernels.backends import reference
-from rwkernels.losses.functional import check_logits
-from rwkernels.losses.modules import whole_labels
-from rwkernels.maps.families import labels_like
+from rwkernels.backends.problem import is_label, is_no_class
 from rwkernels.ops import labels as ops  # noqa: F401  (ops defines the operators)
 
 
@@ -56,11 +53,11 @@ def weighted_cross_entropy(
         >>> rw.weighted_cross_entropy(torch.zeros(1, 2, 1, 2), torch.tensor([[[0, 1]]]), torch.tensor([[[1.0, 3.0]]]))
         tensor(1.3863)
     """
-    logits = check_logits(logits)
+    logits = checks.logits(logits)
     checks.choice("reduction", reduction, checks.REDUCTIONS)
     checked = checks.validate(validate, logits.device)
     checks.same_device("labels", checks.tensor("labels", labels), "logits", logits)
-    labels = labels_like("labels", whole_labels(checks.tensor("labels", labels), checked), logits.shape)
+    labels = checks.labels_like("labels", checks.whole_labels(checks.tensor("labels", labels), checked), logits.shape)
     weight = checks.tensor("weight", weight)
     checks.floating("weight", weight)
     weight = weight.squeeze(1) if weight.dim() == logits.dim() and weight.shape[1] == 1 else weight
@@ -72,8 +69,8 @@ def weighted_cross_entropy(
         labels, logits.shape[1], 1.0, ignored, checked, checks.backend(backend)
     )
     wide = logits.to(torch.float64 if logits.dtype == torch.float64 else torch.float32)
-    bad = reference.is_no_class(labels, logits.shape[1])  # of ignored pixels too, unless a class is ignored
-    skipped = None if ignored is None else reference.is_label(labels, ignored)
+    bad = is_no_class(labels, logits.shape[1])  # of ignored pixels too, unless a class is ignored
+    skipped = None if ignored is None else is_label(labels, ignored)
     if skipped is not None:
         wide = wide.masked_fill(skipped.unsqueeze(1), 0.0)
         weight = weight.masked_fill(skipped, 0.0)

@@ -8,10 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from rwkernels import checks
-from rwkernels.backends import reference
-from rwkernels.losses.functional import check_logits
-from rwkernels.losses.modules import whole_labels
-from rwkernels.maps.families import boundary_map, labels_like
+from rwkernels.backends.problem import is_label
+from rwkernels.maps.families import boundary_map
 from rwkernels.ops import labels as ops  # noqa: F401  (ops defines the operators)
 
 
@@ -72,7 +70,7 @@ def hausdorff_loss(
         >>> rw.hausdorff_loss(logits, labels)  # its distance is 1 in both, and all others have no error
         tensor(0.5000)
     """
-    logits = check_logits(logits)
+    logits = checks.logits(logits)
     if logits.shape[1] < 2:
         raise ValueError(f"logits: expected at least two channels, got {checks.describe(logits)}")
     checks.choice("reduction", reduction, checks.REDUCTIONS)
@@ -82,10 +80,10 @@ def hausdorff_loss(
     ignored = checks.ignore_index(ignore_index)
     checked = checks.validate(validate, logits.device)
     checks.same_device("labels", checks.tensor("labels", labels), "logits", logits)
-    labels = labels_like("labels", whole_labels(checks.tensor("labels", labels), checked), logits.shape)
+    labels = checks.labels_like("labels", checks.whole_labels(checks.tensor("labels", labels), checked), logits.shape)
 
     wide = logits.to(torch.float64 if logits.dtype == torch.float64 else torch.float32)
-    skipped = None if ignored is None else reference.is_label(labels, ignored)
+    skipped = None if ignored is None else is_label(labels, ignored)
     if skipped is not None:
         wide = wide.masked_fill(skipped.unsqueeze(1), 0.0)
     probabilities = torch.softmax(wide, 1)[:, first:]

@@ -10,23 +10,10 @@ from torch import Tensor, nn
 
 from rwkernels import checks
 from rwkernels.losses import distributed
-from rwkernels.losses.functional import check_logits, region_wise_loss
+from rwkernels.losses.functional import region_wise_loss
 from rwkernels.maps.compact import RectifiedMap
-from rwkernels.maps.families import FAMILIES, MEASURED, labels_like
+from rwkernels.maps.families import FAMILIES, MEASURED
 from rwkernels.maps.scaling import scale_classes, weights_of_any_classes
-
-
-def whole_labels(labels: Tensor, validate: bool) -> Tensor:
-    """Integer labels from floating ones that hold whole numbers, as nnU-Net's do; fractions become bad labels."""
-    if not labels.is_floating_point():
-        return labels
-    # In float16 2^31 is no number; beyond it the cast may land on a label.
-    whole = (labels == labels.round()) & (labels.abs().to(torch.float32) < 2**31)
-    if validate and not torch.compiler.is_compiling() and not bool(whole.all()):
-        value = float(labels[~whole][0])
-        raise ValueError(f"labels: expected whole numbers, got {value}")
-    lowest = torch.iinfo(torch.int32).min
-    return torch.where(whole, labels.to(torch.int32), lowest)
 
 
 class RegionWiseLoss(nn.Module):
@@ -130,7 +117,7 @@ class RegionWiseLoss(nn.Module):
         spacing: float | Sequence[float] | None = None,
     ) -> Tensor:
         """The loss; see the class for shapes."""
-        logits = check_logits(logits)
+        logits = checks.logits(logits)
         maps: Tensor | RectifiedMap
         if self._is_map(logits, labels_or_maps):
             maps = labels_or_maps
@@ -180,8 +167,8 @@ class RegionWiseLoss(nn.Module):
     def _labels(self, value: Any, logits: Tensor) -> Tensor:
         value = checks.tensor("labels", value)
         checks.same_device("labels", value, "logits", logits)
-        labels = whole_labels(value, checks.validate(self.validate, logits.device))
-        return labels_like("labels", labels, logits.shape)
+        labels = checks.whole_labels(value, checks.validate(self.validate, logits.device))
+        return checks.labels_like("labels", labels, logits.shape)
 
     def extra_repr(self) -> str:
         """The settings that differ from the defaults."""

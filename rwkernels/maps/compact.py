@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.data import default_collate
 
 from rwkernels import arrays, checks
-from rwkernels.backends import reference
+from rwkernels.backends.problem import CompactProblem, is_label
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +60,7 @@ class RectifiedMap:
             return back(torch.tensor(labels.numel(), dtype=torch.int64, device=labels.device))
         if self.image_count is not None:
             return back(arrays.to_tensor(self.image_count)[0].sum())
-        return back((~reference.is_label(labels, self.ignore_index)).sum())
+        return back((~is_label(labels, self.ignore_index)).sum())
 
     @property
     def shape(self) -> torch.Size:
@@ -96,21 +96,19 @@ class RectifiedMap:
             dtype = out.dtype if isinstance(out, Tensor) else torch.float32
         if dtype not in checks.FLOAT_DTYPES:
             raise TypeError(f"dtype: expected a floating dtype, got {dtype}")
-        per_pixel = isinstance(background, Tensor)
-        arguments = (
-            labels,
-            tensors.foreground,
-            background if per_pixel else None,
-            0.0 if per_pixel else background,
-            tensors.class_scale,
-            self.num_classes,
-            self.ignore_index,
-            checks.backend(backend),
+        problem = CompactProblem(
+            labels=labels,
+            foreground=tensors.foreground,
+            background=background if isinstance(background, Tensor) else None,
+            background_value=0.0 if isinstance(background, Tensor) else background,
+            class_scale=tensors.class_scale,
+            num_classes=self.num_classes,
+            ignore_index=self.ignore_index,
+            backend=checks.backend(backend),
         )
         if out is None:
-            return back(torch.ops.rwkernels.dense(*arguments, dtype))
-        shape = (self.shape[0], self.num_classes, *self.shape[1:])
-        torch.ops.rwkernels.dense_out(*arguments, checks.output(out, shape, dtype, tensors.device))
+            return back(torch.ops.rwkernels.dense(*problem, dtype))
+        torch.ops.rwkernels.dense_out(*problem, checks.output(out, problem.shape, dtype, tensors.device))
         return back(out)
 
     def _checked_parts(self) -> tuple[Tensor, Tensor | float]:

@@ -8,16 +8,56 @@ from typing import Any
 import torch
 
 from rwkernels import arrays, checks
+from rwkernels.backends.problem import MapProblem
 from rwkernels.ops import labels as ops  # noqa: F401  (ops defines the operators)
 
 
-def run_map(name: str, labels: torch.Tensor, arguments: Sequence[Any], out: Any, shape: Sequence[int]) -> torch.Tensor:
+def map_problem(
+    labels: Any,
+    num_classes: int | None = None,
+    *,
+    spacing: float | Sequence[float] | None = None,
+    class_max: Any = None,
+    black_border: bool = False,
+    ignore_index: int | None = None,
+    spatial_dims: int | None = None,
+    validate: bool | None = False,
+    backend: str | None = None,
+) -> tuple[MapProblem, arrays.Back]:
+    """The arguments of a public function, checked, and the way back to the kind of `labels`.
+
+    `num_classes` is None where only the equality of labels counts.
+    """
+    labels, back = arrays.to_tensor(labels)
+    labels = checks.labels(labels, spatial_dims)
+    if num_classes is not None:
+        num_classes = checks.integer("num_classes", num_classes, lowest=1)
+    class_max = arrays.to_tensor(class_max)[0]
+    if class_max is not None:
+        class_max = checks.tensor("class_max", class_max)
+        checks.floating("class_max", class_max)
+        checks.shape("class_max", class_max, (labels.shape[0], num_classes or 0), "[B, K]")
+        checks.same_device("class_max", class_max, "labels", labels)
+    problem = MapProblem(
+        labels=labels,
+        num_classes=num_classes or 0,
+        spacing=checks.spacing(spacing, labels.dim() - 1),
+        class_max=class_max,
+        black_border=checks.flag("black_border", black_border),
+        ignore_index=checks.ignore_index(ignore_index),
+        validate=checks.validate(validate, labels.device),
+        backend=checks.backend(backend),
+    )
+    return problem, back
+
+
+def run_map(name: str, problem: MapProblem, *options: Any, out: Any, shape: Sequence[int]) -> torch.Tensor:
     """Calls the operator `name`, or its twin that writes into `out`."""
     if out is None:
-        result: torch.Tensor = getattr(torch.ops.rwkernels, name)(labels, *arguments)
+        result: torch.Tensor = getattr(torch.ops.rwkernels, name)(*problem, *options)
         return result
-    buffer = checks.output(out, shape, torch.float32, labels.device)
-    getattr(torch.ops.rwkernels, f"{name}_out")(labels, *arguments, buffer)
+    buffer = checks.output(arrays.to_buffer(out), shape, torch.float32, problem.labels.device)
+    getattr(torch.ops.rwkernels, f"{name}_out")(*problem, *options, buffer)
     return buffer
 
 
@@ -62,15 +102,10 @@ def distance_transform(
         >>> rw.distance_transform(torch.tensor([[[0, 0, 0, 7]]]))
         tensor([[[3., 2., 1., 1.]]])
     """
-    labels, back = arrays.to_tensor(labels)
-    labels = checks.labels(labels, spatial_dims)
-    arguments = (
-        checks.spacing(spacing, labels.dim() - 1),
-        checks.flag("squared", squared),
-        checks.flag("black_border", black_border),
-        checks.backend(backend),
+    problem, back = map_problem(
+        labels, spacing=spacing, black_border=black_border, spatial_dims=spatial_dims, backend=backend
     )
-    return back(run_map("distance", labels, arguments, arrays.to_buffer(out), labels.shape))
+    return back(run_map("distance", problem, checks.flag("squared", squared), out=out, shape=problem.labels.shape))
 
 
 def class_distance_transform(
@@ -113,16 +148,13 @@ def class_distance_transform(
         <BLANKLINE>
                  [[2., 1., 0.]]]])
     """
-    labels, back = arrays.to_tensor(labels)
-    labels = checks.labels(labels, spatial_dims)
-    num_classes = checks.integer("num_classes", num_classes, lowest=1)
-    arguments = (
+    problem, back = map_problem(
+        labels,
         num_classes,
-        checks.spacing(spacing, labels.dim() - 1),
-        checks.flag("squared", squared),
-        checks.ignore_index(ignore_index),
-        checks.validate(validate, labels.device),
-        checks.backend(backend),
+        spacing=spacing,
+        ignore_index=ignore_index,
+        spatial_dims=spatial_dims,
+        validate=validate,
+        backend=backend,
     )
-    shape = (labels.shape[0], num_classes, *labels.shape[1:])
-    return back(run_map("class_distance", labels, arguments, arrays.to_buffer(out), shape))
+    return back(run_map("class_distance", problem, checks.flag("squared", squared), out=out, shape=problem.shape))

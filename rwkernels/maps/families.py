@@ -3,67 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from rwkernels import arrays, checks
-from rwkernels.backends import reference
+from rwkernels.backends.problem import MapProblem, is_label
 from rwkernels.maps.compact import RectifiedMap
-from rwkernels.maps.distance import run_map
-
-
-def _labels_and_classes(labels: Any, num_classes: int, spatial_dims: int | None) -> tuple[Tensor, arrays.Back, int]:
-    labels, back = arrays.to_tensor(labels)
-    return checks.labels(labels, spatial_dims), back, checks.integer("num_classes", num_classes, lowest=1)
+from rwkernels.maps.distance import map_problem, run_map
 
 
 def _foreground_buffer(out: Any) -> Any:
     return arrays.to_buffer(out.foreground if isinstance(out, RectifiedMap) else out)
-
-
-class RectifiedArguments(NamedTuple):
-    """What the operator of rectified maps takes besides labels, checked."""
-
-    num_classes: int
-    spacing: list[float]
-    class_max: Tensor | None
-    black_border: bool
-    ignore_index: int | None
-    validate: bool
-    backend: str | None
-
-
-def rectified_arguments(
-    labels: Any,
-    num_classes: int,
-    spacing: float | Sequence[float] | None,
-    class_max: Any,
-    ignore_index: int | None,
-    black_border: bool,
-    spatial_dims: int | None,
-    validate: bool | None,
-    backend: str | None,
-) -> tuple[Tensor, arrays.Back, RectifiedArguments]:
-    """The arguments of `rectified_map`, checked, and the way back to the kind of `labels`."""
-    labels, back, num_classes = _labels_and_classes(labels, num_classes, spatial_dims)
-    class_max = arrays.to_tensor(class_max)[0]
-    if class_max is not None:
-        class_max = checks.tensor("class_max", class_max)
-        checks.floating("class_max", class_max)
-        checks.shape("class_max", class_max, (labels.shape[0], num_classes), "[B, K]")
-        checks.same_device("class_max", class_max, "labels", labels)
-    arguments = RectifiedArguments(
-        num_classes=num_classes,
-        ignore_index=checks.ignore_index(ignore_index),
-        spacing=checks.spacing(spacing, labels.dim() - 1),
-        class_max=class_max,
-        black_border=checks.flag("black_border", black_border),
-        validate=checks.validate(validate, labels.device),
-        backend=checks.backend(backend),
-    )
-    return labels, back, arguments
 
 
 def rectified_map(
@@ -117,42 +69,49 @@ def rectified_map(
         <BLANKLINE>
                  [[ 1.0000,  1.0000, -0.5000, -1.0000]]]])
     """
-    labels, back, arguments = rectified_arguments(
-        labels, num_classes, spacing, class_max, ignore_index, black_border, spatial_dims, validate, backend
+    problem, back = map_problem(
+        labels,
+        num_classes,
+        spacing=spacing,
+        class_max=class_max,
+        black_border=black_border,
+        ignore_index=ignore_index,
+        spatial_dims=spatial_dims,
+        validate=validate,
+        backend=backend,
     )
     if out is None:
-        foreground, count = torch.ops.rwkernels.rectified(labels, *arguments)
+        foreground, count = torch.ops.rwkernels.rectified(*problem)
     else:
-        foreground = checks.output(_foreground_buffer(out), labels.shape, torch.float32, labels.device)
-        count = labels.new_empty(labels.shape[0], dtype=torch.int64)
-        torch.ops.rwkernels.rectified_out(labels, *arguments, foreground, count)
-    maps = RectifiedMap(
-        labels,
+        found = problem.labels
+        foreground = checks.output(_foreground_buffer(out), found.shape, torch.float32, found.device)
+        count = found.new_empty(found.shape[0], dtype=torch.int64)
+        torch.ops.rwkernels.rectified_out(*problem, foreground, count)
+    image_count = None if problem.ignore_index is None else count
+    return _compact(problem, foreground, 1.0, image_count)._map(back)
+
+
+def _compact(
+    problem: MapProblem, foreground: Tensor, background: Tensor | float, image_count: Tensor | None = None
+) -> RectifiedMap:
+    return RectifiedMap(
+        problem.labels,
         foreground,
-        num_classes=arguments.num_classes,
-        ignore_index=arguments.ignore_index,
-        image_count=None if arguments.ignore_index is None else count,
+        background,
+        num_classes=problem.num_classes,
+        ignore_index=problem.ignore_index,
+        image_count=image_count,
     )
-    return maps._map(back)
 
 
 def _constant(
-    labels: Any,
-    num_classes: int,
-    foreground: float,
-    background: float,
-    ignore_index: int | None,
-    spatial_dims: int | None,
-    validate: bool | None,
-    out: Any,
-    backend: str | None,
+    foreground: float, background: float, labels: Any, num_classes: int, out: Any, **options: Any
 ) -> RectifiedMap:
-    labels, back, num_classes = _labels_and_classes(labels, num_classes, spatial_dims)
-    ignored = checks.ignore_index(ignore_index)
-    arguments = (num_classes, foreground, ignored, checks.validate(validate, labels.device), checks.backend(backend))
-    values = run_map("constant", labels, arguments, _foreground_buffer(out), labels.shape)
-    maps = RectifiedMap(labels, values, background, num_classes=num_classes, ignore_index=ignored)
-    return maps._map(back)
+    """A map of two numbers; `options` are those of `map_problem`."""
+    problem, back = map_problem(labels, num_classes, **options)
+    buffer = _foreground_buffer(out)
+    values = run_map("constant", problem, foreground, out=buffer, shape=problem.labels.shape)
+    return _compact(problem, values, background)._map(back)
 
 
 def active_contour_map(
@@ -193,7 +152,17 @@ def active_contour_map(
         <BLANKLINE>
                  [[1., 0.]]]])
     """
-    return _constant(labels, num_classes, 0.0, 1.0, ignore_index, spatial_dims, validate, out, backend)
+    return _constant(
+        0.0,
+        1.0,
+        labels,
+        num_classes,
+        out,
+        ignore_index=ignore_index,
+        spatial_dims=spatial_dims,
+        validate=validate,
+        backend=backend,
+    )
 
 
 def constant_map(
@@ -238,8 +207,17 @@ def constant_map(
         <BLANKLINE>
                  [[ 2., -3.]]]])
     """
-    foreground, background = -checks.number("beta", beta), checks.number("alpha", alpha)
-    return _constant(labels, num_classes, foreground, background, ignore_index, spatial_dims, validate, out, backend)
+    return _constant(
+        -checks.number("beta", beta),
+        checks.number("alpha", alpha),
+        labels,
+        num_classes,
+        out,
+        ignore_index=ignore_index,
+        spatial_dims=spatial_dims,
+        validate=validate,
+        backend=backend,
+    )
 
 
 def boundary_map(
@@ -290,28 +268,18 @@ def boundary_map(
         <BLANKLINE>
                  [[ 2.,  1., -1.]]]])
     """
-    labels, back, num_classes = _labels_and_classes(labels, num_classes, spatial_dims)
-    arguments = (
+    problem, back = map_problem(
+        labels,
         num_classes,
-        checks.spacing(spacing, labels.dim() - 1),
-        checks.number("absent", absent),
-        checks.number("inside_offset", inside_offset),
-        checks.flag("black_border", black_border),
-        checks.ignore_index(ignore_index),
-        checks.validate(validate, labels.device),
-        checks.backend(backend),
+        spacing=spacing,
+        black_border=black_border,
+        ignore_index=ignore_index,
+        spatial_dims=spatial_dims,
+        validate=validate,
+        backend=backend,
     )
-    shape = (labels.shape[0], num_classes, *labels.shape[1:])
-    return back(run_map("boundary", labels, arguments, arrays.to_buffer(out), shape))
-
-
-def labels_like(name: str, labels: Any, shape: Sequence[int]) -> Tensor:
-    """Labels for maps or logits of `shape` [B, K, *S]: [B, *S], or [B, 1, *S] with the channel axis dropped."""
-    found = checks.label_dtype(name, checks.tensor(name, labels))
-    if found.dim() == len(shape) and found.shape[1] == 1:
-        found = found.squeeze(1)
-    checks.shape(name, found, (shape[0], *shape[2:]), "[B, *S]")
-    return found
+    options = (checks.number("absent", absent), checks.number("inside_offset", inside_offset))
+    return back(run_map("boundary", problem, *options, out=out, shape=problem.shape))
 
 
 def dense_map(maps: Any) -> tuple[Tensor, arrays.Back]:
@@ -363,13 +331,14 @@ def rectify(
         tensor([[[2., 1., 1.]]])
     """
     maps, back = dense_map(maps)
-    labels = labels_like("labels", arrays.to_tensor(labels)[0], maps.shape)
+    labels = checks.labels_like("labels", arrays.to_tensor(labels)[0], maps.shape)
     checks.same_device("labels", labels, "maps", maps)
-    ignored = checks.ignore_index(ignore_index)
-    num_classes = maps.shape[1]
-    zeros = torch.ops.rwkernels.constant(
-        labels, num_classes, 0.0, ignored, checks.validate(validate, labels.device), checks.backend(backend)
+    num_classes, axes = maps.shape[1], labels.dim() - 1
+    problem, _ = map_problem(
+        labels, num_classes, ignore_index=ignore_index, spatial_dims=axes, validate=validate, backend=backend
     )
+    ignored = problem.ignore_index
+    zeros = torch.ops.rwkernels.constant(*problem, 0.0)
     true_class = labels.unsqueeze(1) == torch.arange(num_classes, device=labels.device).view(
         1, -1, *[1] * (labels.dim() - 1)
     )
@@ -377,7 +346,7 @@ def rectify(
     foreground = torch.where(true_class, maps, 0).sum(1)
     foreground = torch.where(known, foreground, foreground * torch.nan if ignored is None else 0.0)
     if ignored is not None:
-        foreground = torch.where(known | reference.is_label(labels, ignored), foreground, torch.nan)
+        foreground = torch.where(known | is_label(labels, ignored), foreground, torch.nan)
     value: Tensor | float
     if isinstance(background, str):
         others = max(num_classes - 1, 1)
@@ -392,10 +361,7 @@ def rectify(
             value = maps.masked_fill(true_class, 0.0).sum(1) / others
     else:
         value = checks.number("background", background)
-    rectified = RectifiedMap(
-        labels, foreground + zeros.to(maps.dtype), value, num_classes=num_classes, ignore_index=ignored
-    )
-    return rectified._map(back)
+    return _compact(problem, foreground + zeros.to(maps.dtype), value)._map(back)
 
 
 FAMILIES: dict[str, Callable[..., Any]] = {

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from rwkernels import arrays, checks
-from rwkernels.backends import choose, native
-from rwkernels.backends.native import codes as native_codes
-from rwkernels.maps.families import RectifiedArguments, rectified_arguments, rectified_map
-from rwkernels.ops.labels import fill_checked
+from rwkernels.backends import choose, default
+from rwkernels.backends.problem import MapProblem
+from rwkernels.maps.distance import map_problem
+from rwkernels.maps.families import rectified_map
+from rwkernels.ops.labels import with_refusals
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 _CODES = {8: torch.uint8, 16: torch.uint16}
 _STEPS = {torch.uint8: 255, torch.uint16: 65535}
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
-_BLOCK = 1 << 15  # values whose float64 copy stays in the second cache
 
 
 def largest_error(bits: int = 16) -> float:
@@ -70,24 +70,9 @@ def encode(foreground: Any, bits: int = 16) -> Any:
     if found.dtype not in _FLOATS:
         raise TypeError(f"foreground: expected float32, bfloat16 or float16, got {checks.describe(found)}")
     codes = torch.empty(found.shape, dtype=_code_dtype(bits), device=found.device)
-    steps = _STEPS[codes.dtype]
-    if found.device.type != "cpu":
-        _refuse_outside(found)
-        return back(codes.copy_(found.double().mul_(-steps).round_().to(torch.int32)))
     plain = found.to(torch.float32).contiguous()
-    if native.can_run(found.device) is None:
-        if not native_codes.encode_values(codes, plain):
-            _refuse_outside(found)
-        return back(codes)
-    values, written = plain.view(-1).numpy(), codes.view(-1).numpy()
-    exact = np.empty(min(_BLOCK, len(values)), np.float64)
-    for start in range(0, len(values), _BLOCK):
-        block = values[start : start + _BLOCK]
-        if not (block.min() >= -1 and block.max() <= 0):  # both are NaN if a value is
-            _refuse_outside(found)
-        # A product of 24 and 16 bits is exact in float64, so that only `rint` rounds.
-        part = np.multiply(block, -float(steps), out=exact[: len(block)], dtype=np.float64)
-        np.copyto(written[start : start + _BLOCK], np.rint(part, out=part), casting="unsafe")
+    if not default(found.device, "encode_values").encode_values(codes, plain):
+        _refuse_outside(found)
     return back(codes)
 
 
@@ -129,14 +114,7 @@ def decode(codes: Any, out: Any = None) -> Any:
 def decode_array(codes: NDArray[Any], values: Tensor) -> None:
     """`decode` on the CPU of a flat array, which may be read only as no tensor is, into a contiguous tensor."""
     codes = np.require(codes, codes.dtype.newbyteorder("="), ["C", "ALIGNED"])
-    if native.can_run(values.device) is None:
-        native_codes.decode_values(values, codes)
-        return
-    steps, written = np.float32(np.iinfo(codes.dtype).max), values.view(-1).numpy()
-    for start in range(0, len(codes), _BLOCK):
-        part = written[start : start + _BLOCK]
-        np.divide(codes[start : start + _BLOCK], steps, out=part, dtype=np.float32)
-        np.subtract(np.float32(0), part, out=part)  # 0 - 0 is 0, where dividing by -steps gives -0
+    default(values.device, "decode_values").decode_values(values, codes)
 
 
 class RectifiedCodes(NamedTuple):
@@ -207,34 +185,45 @@ def rectified_codes(
         >>> class_max
         tensor([[3., 2.]])
     """
-    found, back, arguments = rectified_arguments(
-        labels, num_classes, spacing, class_max, ignore_index, black_border, spatial_dims, True, backend
+    problem, back = map_problem(
+        labels,
+        num_classes,
+        spacing=spacing,
+        class_max=class_max,
+        black_border=black_border,
+        ignore_index=ignore_index,
+        spatial_dims=spatial_dims,
+        validate=True,
+        backend=backend,
     )
-    code_dtype = _code_dtype(bits)
+    found, code_dtype = problem.labels, _code_dtype(bits)
     codes = None if out is None else checks.output(arrays.to_buffer(out), found.shape, code_dtype, found.device)
     field = found.new_empty(found.numel(), dtype=torch.float32) if work is None else _working_memory(work, found)
-    if choose(found.device, "fill_rectified", arguments.backend).NAME != native.NAME:
-        made = _in_steps(found, arguments, bits, field)
-        if codes is not None:
-            made = made._replace(codes=codes.copy_(made.codes))
-    else:
+    chosen = choose(found.device, "fill_rectified", problem.backend)
+    if hasattr(chosen, "fill_rectified_codes"):
         made = RectifiedCodes(
             codes=found.new_empty(found.shape, dtype=code_dtype) if codes is None else codes,
-            class_max=found.new_empty((len(found), arguments.num_classes), dtype=torch.float32),
+            class_max=found.new_empty((len(found), problem.num_classes), dtype=torch.float32),
             image_count=found.new_empty(len(found), dtype=torch.int64),
         )
-        fill_checked(partial(native_codes.fill_rectified_codes, *made, field), found, *arguments[:-1])
-    count = None if arguments.ignore_index is None else back(made.image_count)
+        with_refusals(partial(chosen.fill_rectified_codes, *made, work=field), problem)
+    else:
+        made = _in_steps(problem, bits, field)
+        if codes is not None:
+            made = made._replace(codes=codes.copy_(made.codes))
+    count = None if problem.ignore_index is None else back(made.image_count)
     return RectifiedCodes(back(made.codes), back(made.class_max), count)
 
 
-def _in_steps(labels: Tensor, arguments: RectifiedArguments, bits: int, field: Tensor) -> RectifiedCodes:
+def _in_steps(problem: MapProblem, bits: int, field: Tensor) -> RectifiedCodes:
     """`rectified_codes` by a backend that has no kernel for it."""
     from rwkernels.data import class_max
 
-    settings = {**arguments._asdict(), "spatial_dims": labels.dim() - 1}
-    maps = rectified_map(labels, out=field[: labels.numel()].view(labels.shape), **settings)
-    del settings["class_max"]
+    labels, settings = problem.labels, problem._asdict()
+    del settings["labels"], settings["class_max"]
+    settings["spatial_dims"] = labels.dim() - 1
+    buffer = field[: labels.numel()].view(labels.shape)
+    maps = rectified_map(labels, class_max=problem.class_max, out=buffer, **settings)
     return RectifiedCodes(encode(maps.foreground, bits), class_max(labels, **settings), maps.image_count)
 
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from rwkernels import arrays, checks
 from rwkernels.maps.compact import RectifiedMap
-from rwkernels.maps.families import dense_map, labels_like
-from rwkernels.ops import autograd
+from rwkernels.maps.families import dense_map
+from rwkernels.ops import mode
 
 
 def class_weights(name: str, weight: Any, num_classes: int, device: torch.device) -> Tensor:
@@ -82,7 +82,7 @@ def scale_classes(maps: Any, weight: Any, *, by: str = "channel", labels: Any = 
         return back(maps * weight.to(maps.dtype).view(1, -1, *[1] * (maps.dim() - 2)))
     if labels is None:
         raise ValueError('labels: expected the labels of the map, which by="label" needs for a dense map, got None')
-    labels = labels_like("labels", arrays.to_tensor(labels)[0], maps.shape)
+    labels = checks.labels_like("labels", arrays.to_tensor(labels)[0], maps.shape)
     checks.same_device("labels", labels, "maps", maps)
     return back(maps * _by_label(weight, labels).to(maps.dtype).unsqueeze(1))
 
@@ -91,7 +91,7 @@ def _refuse_negative(name: str, weight: Tensor) -> None:
     good = (weight >= 0).all()
     if torch.compiler.is_compiling():  # a compiled graph cannot read the value; the check stays in it
         torch._assert_async(good, f"{name}: expected numbers >= 0")
-    elif not autograd.transforms_active() and not bool(good):
+    elif not mode.transforms_active() and not bool(good):
         raise ValueError(f"{name}: expected numbers >= 0, got a smallest of {float(weight.min())}")
 
 

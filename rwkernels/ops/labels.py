@@ -15,10 +15,14 @@ import torch
 from torch import Tensor
 
 from rwkernels import checks
-from rwkernels.backends import choose
+from rwkernels.backends import Backend, choose
+from rwkernels.backends.problem import BadInputError, CompactProblem, MapProblem
 
-# Arguments that every operator on labels ends with.
-_CHECKED = "SymInt? ignore_index, bool validate, str? backend"
+# The fields of `MapProblem`, with which every operator on labels begins.
+_PROBLEM = (
+    "Tensor labels, SymInt num_classes, float[] spacing, Tensor? class_max, bool black_border, SymInt? ignore_index, "
+    "bool validate, str? backend"
+)
 
 
 def define(name: str, schema: str, run: Callable[..., Any], fake: Callable[..., Any]) -> None:
@@ -41,24 +45,47 @@ def unfold(tensor: Tensor, size: int) -> Tensor:
     return tensor.reshape(size, tensor.shape[0] // size, *tensor.shape[1:])
 
 
-def _map_operator(name: str, arguments: str, shape: Callable[..., list[int]], fill: Callable[..., None]) -> None:
-    """An operator labels -> float32 map, and the twin `name_out` that writes into a buffer of the caller's."""
+def _map_operator(
+    name: str, options: str, shape: Callable[[MapProblem], Sequence[int]], fill: Callable[..., None]
+) -> None:
+    """An operator labels -> float32 map, and the twin `name_out` that writes into a buffer of the caller's.
 
-    def run(labels: Tensor, *rest: Any) -> Tensor:
-        out = labels.new_empty(shape(labels, *rest), dtype=torch.float32)
-        fill(out, labels, *rest)
+    Both take a `MapProblem` and then `options`; `fill` gets the buffer, the problem and the options.
+    """
+
+    def fake(*arguments: Any) -> Tensor:
+        problem, _ = _taken_apart(arguments)
+        return problem.labels.new_empty(shape(problem), dtype=torch.float32)
+
+    def run(*arguments: Any) -> Tensor:
+        out = fake(*arguments)
+        run_out(*arguments, out)
         return out
 
-    def fake(labels: Tensor, *rest: Any) -> Tensor:
-        return labels.new_empty(shape(labels, *rest), dtype=torch.float32)
+    def run_out(*arguments: Any) -> None:
+        problem, (*rest, out) = _taken_apart(arguments)
+        with_refusals(partial(fill, out), problem, *rest)
 
-    def run_out(labels: Tensor, *rest: Any) -> None:
-        *arguments, out = rest
-        fill(out, labels, *arguments)
-
-    define(name, f"(Tensor labels, {arguments}) -> Tensor", run, fake)
-    define(f"{name}_out", f"(Tensor labels, {arguments}, Tensor(a!) out) -> ()", run_out, lambda *_: None)
+    define(name, f"({_PROBLEM}{options}) -> Tensor", run, fake)
+    define(f"{name}_out", f"({_PROBLEM}{options}, Tensor(a!) out) -> ()", run_out, lambda *_: None)
     torch.library.register_vmap(f"rwkernels::{name}", _fold_labels(name))
+
+
+def _taken_apart(arguments: Sequence[Any]) -> tuple[MapProblem, Sequence[Any]]:
+    fields = len(MapProblem._fields)
+    return MapProblem._make(arguments[:fields]), arguments[fields:]
+
+
+def with_refusals(fill: Callable[..., Any], problem: MapProblem, *options: Any) -> None:
+    """Calls `fill` with the problem as a backend expects it, and raises by name for what a backend refuses."""
+    labels, class_max = problem.labels.contiguous(), problem.class_max
+    if class_max is not None:
+        class_max = class_max.to(torch.float32).contiguous()
+    problem = problem._replace(labels=labels, class_max=class_max, validate=can_check(labels, problem.validate))
+    try:
+        fill(problem, *options)
+    except BadInputError as found:
+        checks.bad_input(found, labels, problem.num_classes, problem.ignore_index, class_max)
 
 
 def _fold_labels(name: str) -> Callable[..., Any]:
@@ -76,12 +103,6 @@ def _fold_labels(name: str) -> Callable[..., Any]:
     return rule
 
 
-def refuse_bad_label(labels: Tensor, bad: int, num_classes: int, ignore_index: int | None) -> None:
-    """Raises if a backend found a bad label, at the flat index `bad`."""
-    if bad >= 0:
-        checks.bad_label(labels, bad, num_classes, ignore_index)
-
-
 def can_check(labels: Tensor, validate: bool) -> bool:
     """`validate`, with an error where the check cannot be made."""
     if validate and labels.is_cuda and torch.cuda.is_current_stream_capturing():
@@ -91,157 +112,61 @@ def can_check(labels: Tensor, validate: bool) -> bool:
     return validate
 
 
-def _same_shape(labels: Tensor, *_: Any) -> list[int]:
-    return list(labels.shape)
+def _same_shape(problem: MapProblem) -> Sequence[int]:
+    return problem.labels.shape
 
 
-def _per_class(labels: Tensor, num_classes: int, *_: Any) -> list[int]:
-    return [labels.shape[0], num_classes, *labels.shape[1:]]
+def _per_class(problem: MapProblem) -> Sequence[int]:
+    return problem.shape
 
 
-def _distance(
-    out: Tensor,
-    labels: Tensor,
-    spacing: Sequence[float],
-    squared: bool,
-    black_border: bool,
-    backend: str | None,
-) -> None:
-    choose(labels.device, "fill_distance", backend).fill_distance(
-        out, labels.contiguous(), spacing, squared, black_border
-    )
+def _backend(operation: str, problem: MapProblem) -> Backend:
+    return choose(problem.labels.device, operation, problem.backend)
 
 
-_map_operator("distance", "float[] spacing, bool squared, bool black_border, str? backend", _same_shape, _distance)
+def _distance(out: Tensor, problem: MapProblem, squared: bool) -> None:
+    _backend("fill_distance", problem).fill_distance(out, problem, squared=squared)
 
 
-def _class_distance(
-    out: Tensor,
-    labels: Tensor,
-    num_classes: int,
-    spacing: Sequence[float],
-    squared: bool,
-    ignore_index: int | None,
-    validate: bool,
-    backend: str | None,
-) -> None:
-    labels = labels.contiguous()
-    bad = choose(labels.device, "fill_class_distance", backend).fill_class_distance(
-        out, labels, num_classes, spacing, squared, ignore_index, can_check(labels, validate)
-    )
-    refuse_bad_label(labels, bad, num_classes, ignore_index)
+_map_operator("distance", ", bool squared", _same_shape, _distance)
 
 
-_map_operator(
-    "class_distance",
-    f"SymInt num_classes, float[] spacing, bool squared, {_CHECKED}",
-    _per_class,
-    _class_distance,
-)
+def _class_distance(out: Tensor, problem: MapProblem, squared: bool) -> None:
+    _backend("fill_class_distance", problem).fill_class_distance(out, problem, squared=squared)
 
 
-def _boundary(
-    out: Tensor,
-    labels: Tensor,
-    num_classes: int,
-    spacing: Sequence[float],
-    absent: float,
-    inside_offset: float,
-    black_border: bool,
-    ignore_index: int | None,
-    validate: bool,
-    backend: str | None,
-) -> None:
-    labels = labels.contiguous()
-    bad = choose(labels.device, "fill_boundary", backend).fill_boundary(
-        out,
-        labels,
-        num_classes,
-        spacing,
-        absent,
-        inside_offset,
-        black_border,
-        ignore_index,
-        can_check(labels, validate),
-    )
-    refuse_bad_label(labels, bad, num_classes, ignore_index)
+_map_operator("class_distance", ", bool squared", _per_class, _class_distance)
 
 
-_map_operator(
-    "boundary",
-    f"SymInt num_classes, float[] spacing, float absent, float inside_offset, bool black_border, {_CHECKED}",
-    _per_class,
-    _boundary,
-)
+def _boundary(out: Tensor, problem: MapProblem, absent: float, inside_offset: float) -> None:
+    backend = _backend("fill_boundary", problem)
+    backend.fill_boundary(out, problem, absent=absent, inside_offset=inside_offset)
 
 
-def _constant(
-    out: Tensor,
-    labels: Tensor,
-    num_classes: int,
-    value: float,
-    ignore_index: int | None,
-    validate: bool,
-    backend: str | None,
-) -> None:
-    if can_check(labels, validate):
-        labels = labels.contiguous()
-        bad = choose(labels.device, "first_bad_label", backend).first_bad_label(labels, num_classes, ignore_index)
-        refuse_bad_label(labels, bad, num_classes, ignore_index)
+_map_operator("boundary", ", float absent, float inside_offset", _per_class, _boundary)
+
+
+def _constant(out: Tensor, problem: MapProblem, value: float) -> None:
+    if problem.validate:
+        backend = _backend("first_bad_label", problem)
+        bad = backend.first_bad_label(problem.labels, problem.num_classes, problem.ignore_index)
+        if bad >= 0:
+            raise BadInputError("labels", bad)
     out.fill_(value)
 
 
 # The foreground of a map whose true class holds one number everywhere.
-_map_operator("constant", f"SymInt num_classes, float value, {_CHECKED}", _same_shape, _constant)
+_map_operator("constant", ", float value", _same_shape, _constant)
 
 
-_RECTIFIED = f"SymInt num_classes, float[] spacing, Tensor? class_max, bool black_border, {_CHECKED}"
-
-
-def _rectified_out(
-    labels: Tensor,
-    num_classes: int,
-    spacing: Sequence[float],
-    class_max: Tensor | None,
-    black_border: bool,
-    ignore_index: int | None,
-    validate: bool,
-    backend: str | None,
-    out: Tensor,
-    count: Tensor,
-) -> None:
-    fill = choose(labels.device, "fill_rectified", backend).fill_rectified
-    fill_checked(
-        partial(fill, out, count), labels, num_classes, spacing, class_max, black_border, ignore_index, validate
-    )
-
-
-def fill_checked(
-    fill: Callable[..., tuple[int, int]],
-    labels: Tensor,
-    num_classes: int,
-    spacing: Sequence[float],
-    class_max: Tensor | None,
-    black_border: bool,
-    ignore_index: int | None,
-    validate: bool,
-) -> None:
-    """Calls `fill` with what a backend expects for a rectified map; raises for what it refuses."""
-    labels = labels.contiguous()
-    if class_max is not None:
-        class_max = class_max.to(torch.float32).contiguous()
-    bad_label, bad_maximum = fill(
-        labels, num_classes, spacing, class_max, black_border, ignore_index, can_check(labels, validate)
-    )
-    refuse_bad_label(labels, bad_label, num_classes, ignore_index)
-    if bad_maximum >= 0 and class_max is not None:
-        checks.bad_maximum(class_max, bad_maximum)
+def _rectified_out(*arguments: Any) -> None:
+    problem, (out, count) = _taken_apart(arguments)
+    with_refusals(partial(_backend("fill_rectified", problem).fill_rectified, out, count), problem)
 
 
 def _rectified(*arguments: Any) -> tuple[Tensor, Tensor]:
     out, count = _rectified_fake(*arguments)
-    fill: Callable[..., None] = _rectified_out
-    fill(*arguments, out, count)
+    _rectified_out(*arguments, out, count)
     return out, count
 
 
@@ -250,13 +175,8 @@ def _rectified_fake(labels: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
 
 
 # Foreground of Eq. 4 [B, *S], and the number of pixels of every image that count, int64 [B].
-define("rectified", f"(Tensor labels, {_RECTIFIED}) -> (Tensor, Tensor)", _rectified, _rectified_fake)
-define(
-    "rectified_out",
-    f"(Tensor labels, {_RECTIFIED}, Tensor(a!) out, Tensor(b!) count) -> ()",
-    _rectified_out,
-    lambda *_: None,
-)
+define("rectified", f"({_PROBLEM}) -> (Tensor, Tensor)", _rectified, _rectified_fake)
+define("rectified_out", f"({_PROBLEM}, Tensor(a!) out, Tensor(b!) count) -> ()", _rectified_out, lambda *_: None)
 torch.library.register_vmap("rwkernels::rectified", _fold_labels("rectified"))
 
 
@@ -266,39 +186,27 @@ _DENSE = (
 )
 
 
-def _dense_out(
-    labels: Tensor,
-    foreground: Tensor,
-    background: Tensor | None,
-    background_value: float,
-    class_scale: Tensor | None,
-    num_classes: int,
-    ignore_index: int | None,
-    backend: str | None,
-    out: Tensor,
-) -> None:
-    choose(labels.device, "fill_dense", backend).fill_dense(
-        out,
-        labels.contiguous(),
-        foreground.contiguous(),
-        background_value if background is None else background.contiguous(),
-        num_classes,
-        class_scale,
-        ignore_index,
+def _dense_out(*arguments: Any) -> None:
+    *fields, out = arguments
+    problem = CompactProblem._make(fields)
+    background = problem.background
+    contiguous = problem._replace(
+        labels=problem.labels.contiguous(),
+        foreground=problem.foreground.contiguous(),
+        background=None if background is None else background.contiguous(),
     )
+    choose(out.device, "fill_dense", problem.backend).fill_dense(out, contiguous)
 
 
 def _dense_fake(*arguments: Any) -> Tensor:
-    labels, num_classes, dtype = arguments[0], arguments[5], arguments[-1]
-    result: Tensor = labels.new_empty(_per_class(labels, num_classes), dtype=dtype)
-    return result
+    *fields, dtype = arguments
+    problem = CompactProblem._make(fields)
+    return problem.labels.new_empty(problem.shape, dtype=dtype)
 
 
 def _dense(*arguments: Any) -> Tensor:
-    *shared, _ = arguments
     out = _dense_fake(*arguments)
-    fill: Callable[..., None] = _dense_out
-    fill(*shared, out)
+    _dense_out(*arguments[:-1], out)
     return out
 
 

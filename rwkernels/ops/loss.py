@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 from torch._subclasses.functional_tensor import FunctionalTensorMode
 
-from rwkernels.backends import LossProblem as Problem
+from rwkernels import checks
 from rwkernels.backends import choose
-from rwkernels.ops.labels import can_check, define, fold, refuse_bad_label, unfold
+from rwkernels.backends.problem import BadInputError, LossProblem
+from rwkernels.ops.labels import can_check, define, fold, unfold
 
-TENSORS = 6  # the first fields of `Problem`
+TENSORS = 6  # the first fields of `LossProblem`
 _ARGUMENTS = (
     "Tensor logits, Tensor maps, Tensor? labels, Tensor? background, Tensor? class_scale, Tensor? image_count, "
     "float background_value, SymInt? ignore_index, bool include_background, str reduction, bool validate, "
@@ -26,26 +27,32 @@ def scales_gradient_at_once(dtype: torch.dtype) -> bool:
     return dtype != torch.float16
 
 
-def divides_later(problem: Problem) -> bool:
+def divides_later(problem: LossProblem) -> bool:
     """Whether the gradient that the forward kept has still to be divided by N * K."""
     return problem.reduction == "mean" and not scales_gradient_at_once(problem.logits.dtype)
 
 
+def _refuse(found: BadInputError, problem: LossProblem) -> NoReturn:
+    assert problem.labels is not None
+    checks.bad_input(found, problem.labels, problem.logits.shape[1], problem.ignore_index)
+
+
 def _region_wise(*arguments: Any) -> tuple[Tensor, Tensor]:
     *shared, with_grad = arguments
-    problem = Problem(*shared)
+    problem = LossProblem(*shared)
     logits, labels = problem.logits, problem.labels
     grad = torch.empty_like(logits) if with_grad else None
-    loss, bad = choose(logits.device, "loss", problem.backend).loss(
-        problem,
-        with_loss=True,
-        grad=grad,
-        upstream=None,
-        divide=scales_gradient_at_once(logits.dtype),
-        validate=labels is not None and can_check(labels, problem.validate),
-    )
-    if labels is not None:
-        refuse_bad_label(labels, bad, logits.shape[1], problem.ignore_index)
+    try:
+        loss = choose(logits.device, "loss", problem.backend).loss(
+            problem,
+            with_loss=True,
+            grad=grad,
+            upstream=None,
+            divide=scales_gradient_at_once(logits.dtype),
+            validate=labels is not None and can_check(labels, problem.validate),
+        )
+    except BadInputError as found:
+        _refuse(found, problem)
     if problem.reduction != "none" and not problem.groups:
         loss = loss.reshape(())
     return loss, logits.new_empty(0) if grad is None else grad
@@ -53,7 +60,7 @@ def _region_wise(*arguments: Any) -> tuple[Tensor, Tensor]:
 
 def _region_wise_fake(*arguments: Any) -> tuple[Tensor, Tensor]:
     *shared, with_grad = arguments
-    problem = Problem(*shared)
+    problem = LossProblem(*shared)
     logits = problem.logits
     shape = [logits.shape[0], *logits.shape[2:]]
     if problem.reduction != "none":
@@ -69,7 +76,7 @@ define("region_wise", f"({_ARGUMENTS}, bool with_grad) -> (Tensor, Tensor)", _re
 
 def _region_wise_gradient(upstream: Tensor, *arguments: Any) -> Tensor:
     *shared, kept = arguments
-    problem = Problem(*shared)
+    problem = LossProblem(*shared)
     backend = choose(problem.logits.device, "loss", problem.backend)
     if kept is not None:
         return backend.scale_gradient(problem, kept, upstream, divide=divides_later(problem), in_place=False)
@@ -90,18 +97,19 @@ define(
 
 def _negatives(*arguments: Any) -> Tensor:
     *shared, probabilities, wrong = arguments
-    problem = Problem(*shared)
+    problem = LossProblem(*shared)
     values, labels = problem.logits, problem.labels
     out = values.new_empty([values.shape[0], *values.shape[2:]], dtype=torch.int32)
-    bad = choose(values.device, "fill_negatives", problem.backend).fill_negatives(
-        out,
-        problem,
-        probabilities=probabilities,
-        wrong=wrong,
-        validate=labels is not None and can_check(labels, problem.validate),
-    )
-    if labels is not None:
-        refuse_bad_label(labels, bad, values.shape[1], problem.ignore_index)
+    try:
+        choose(values.device, "fill_negatives", problem.backend).fill_negatives(
+            out,
+            problem,
+            probabilities=probabilities,
+            wrong=wrong,
+            validate=labels is not None and can_check(labels, problem.validate),
+        )
+    except BadInputError as found:
+        _refuse(found, problem)
     return out
 
 
@@ -123,7 +131,7 @@ def _show_compiler(name: str, run: Callable[..., Any], first: int) -> None:
     """
 
     def rule(mode: Any, operator: Any, types: Any, arguments: tuple[Any, ...] = (), keywords: Any = None) -> Any:
-        problem = Problem._make(arguments[first : first + len(Problem._fields)])
+        problem = LossProblem._make(arguments[first : first + len(LossProblem._fields)])
         device = problem.logits.device
         # A check of label values reads them, which no graph can.
         if problem.validate or device.type == "cpu" or choose(device, "loss", problem.backend).NAME != "triton":
@@ -142,8 +150,8 @@ _show_compiler("region_wise", _region_wise, 0)
 _show_compiler("region_wise_gradient", _region_wise_gradient, 1)
 
 
-def _fold_problem(size: int, in_dims: Sequence[Any], arguments: Sequence[Any]) -> Problem:
-    problem = Problem(*arguments)
+def _fold_problem(size: int, in_dims: Sequence[Any], arguments: Sequence[Any]) -> LossProblem:
+    problem = LossProblem(*arguments)
     scale, dim = problem.class_scale, in_dims[4]
     if scale is not None:
         scale = scale if dim is None else scale.movedim(dim, 0)
@@ -152,14 +160,14 @@ def _fold_problem(size: int, in_dims: Sequence[Any], arguments: Sequence[Any]) -
         scale = fold(scale, None if dim is None else 0, size)
     folded = [fold(t, d, size) for t, d in zip(problem[:4], in_dims[:4], strict=True)]
     count = fold(problem.image_count, in_dims[5], size)
-    return Problem._make([*folded, scale, count, *problem[TENSORS:-1], problem.runs * size])
+    return LossProblem._make([*folded, scale, count, *problem[TENSORS:-1], problem.runs * size])
 
 
 def fold_region_wise(call: Callable[..., Any], size: int, in_dims: Sequence[Any], *arguments: Any) -> Any:
     """The vmap rule of `region_wise`: one `call` on a batch of `size` times as many groups."""
     *shared, with_grad = arguments
-    loss, grad = call(*_fold_problem(size, in_dims[:-1], shared), with_grad)
-    problem = Problem(*shared)
+    loss, grad = call(_fold_problem(size, in_dims[:-1], shared), with_grad)
+    problem = LossProblem(*shared)
     if problem.reduction == "none" or problem.groups:
         loss = unfold(loss, size)
     if with_grad:
@@ -175,20 +183,26 @@ def fold_region_wise_gradient(
     if upstream.dim() == (0 if in_dims[0] is None else 1):  # a scalar loss
         upstream = upstream.unsqueeze(-1)
     problem = _fold_problem(size, in_dims[1:-1], shared)
-    result = call(fold(upstream, in_dims[0], size), *problem, fold(kept, in_dims[-1], size))
+    result = call(fold(upstream, in_dims[0], size), problem, fold(kept, in_dims[-1], size))
     return unfold(result, size), 0
 
 
 torch.library.register_vmap(
     "rwkernels::region_wise",
     lambda info, in_dims, *arguments: fold_region_wise(
-        torch.ops.rwkernels.region_wise, info.batch_size, in_dims, *arguments
+        lambda problem, with_grad: torch.ops.rwkernels.region_wise(*problem, with_grad),
+        info.batch_size,
+        in_dims,
+        *arguments,
     ),
 )
 torch.library.register_vmap(
     "rwkernels::region_wise_gradient",
     lambda info, in_dims, *arguments: fold_region_wise_gradient(
-        torch.ops.rwkernels.region_wise_gradient, info.batch_size, in_dims, *arguments
+        lambda upstream, problem, kept: torch.ops.rwkernels.region_wise_gradient(upstream, *problem, kept),
+        info.batch_size,
+        in_dims,
+        *arguments,
     ),
 )
 torch.library.register_vmap(

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 import rwkernels
-from rwkernels.backends import native
+from rwkernels.backends.threads import limited_to
 from rwkernels.data.store import Store, damage, finish, record
 from rwkernels.formats import Opened, open_labels, scans, whole_labels
 from rwkernels.maps.compact import RectifiedMap
@@ -214,7 +214,7 @@ def _codes(
     labels: Tensor, spacing: tuple[float, ...], settings: Settings, threads: int
 ) -> tuple[npt.NDArray[Any], list[float]]:
     """The codes of a rectified map, and the largest distance of every class."""
-    with native.limited_to(threads):
+    with limited_to(threads):
         codes, class_max, _ = rectified_codes(
             labels[None],
             settings.num_classes,

@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import rwkernels as rw
 from rwkernels import arrays
 from rwkernels.backends import cucim, reference
+from rwkernels.backends.problem import MapProblem
 
 CUDA = torch.device("cuda", 0)
 MAKERS = [rw.rectified_map, rw.boundary_map, rw.class_distance_transform]
@@ -90,15 +91,15 @@ class _NoWait(TorchDispatchMode):
 def _fill(name: str, labels: torch.Tensor, num_classes: int, validate: bool) -> None:
     """Calls the backend itself: into an operator of the package no mode looks."""
     channels, image = torch.empty(2, num_classes, 9, 14), torch.empty(2, 9, 14)
-    spacing, ignore_index = (1.0, 1.0), 2
+    problem = MapProblem(labels, num_classes, (1.0, 1.0), None, True, 2, validate, None)
     if name == "class distance":
-        cucim.fill_class_distance(channels, labels, num_classes, spacing, True, ignore_index, validate)
+        cucim.fill_class_distance(channels, problem, squared=True)
     elif name == "boundary":
-        cucim.fill_boundary(channels, labels, num_classes, spacing, 7.0, 1.0, True, ignore_index, validate)
+        cucim.fill_boundary(channels, problem, absent=7.0, inside_offset=1.0)
     else:
         count, maxima = torch.empty(2, dtype=torch.int64), torch.ones(2, num_classes)
         for given in (None, maxima):
-            cucim.fill_rectified(image, count, labels, num_classes, spacing, given, True, ignore_index, validate)
+            cucim.fill_rectified(image, count, problem._replace(class_max=given))
 
 
 @pytest.mark.parametrize("num_classes", [3, 12])
@@ -113,8 +114,9 @@ def test_nothing_waits_for_the_device_where_the_classes_are_known(standin, name,
 
 def test_distances_between_labels_of_any_value_wait_to_learn_the_labels(standin):
     labels = torch.tensor([2**62, -(2**62), -(2**63)])[scene("blobs", (9, 14))]
+    problem = MapProblem(labels, 0, (1.0, 1.0), None, False, None, False, None)
     with pytest.raises(RuntimeError, match=r"unique\S* waits for the device"), _NoWait():
-        cucim.fill_distance(torch.empty(2, 9, 14), labels, (1.0, 1.0), False, False)
+        cucim.fill_distance(torch.empty(2, 9, 14), problem, squared=False)
 
 
 @pytest.mark.parametrize(("num_classes", "calls"), [(1, 1), (2, 2), (4, 4), (8, 8), (9, 8), (118, 14)])

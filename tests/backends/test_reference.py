@@ -9,6 +9,7 @@ import torch
 from samples import SCENES, assert_same, one_hot, pairwise_distance, scene, scipy_class_distance, scipy_distance
 
 from rwkernels.backends import reference
+from rwkernels.backends.problem import MapProblem, count_valid, first_bad_label, first_bad_maximum
 
 SHAPES = [(11,), (7, 12), (9, 1), (5, 4, 7)]
 SPACINGS = {1: [(1.0,), (0.7,)], 2: [(1.0, 1.0), (0.5, 3.0)], 3: [(1.0, 1.0, 1.0), (2.5, 0.4, 1.3)]}
@@ -139,7 +140,7 @@ def test_dense_map_is_nan_at_a_bad_label_and_zero_at_an_ignored_one():
 )
 def test_more_classes_than_the_label_dtype_can_hold_give_what_int64_labels_give(dtype, values, num_classes):
     narrow = torch.tensor([[values]], dtype=dtype)
-    assert reference.first_bad_label(narrow, num_classes, None) == -1
+    assert first_bad_label(narrow, num_classes, None) == -1
     for function in (reference.rectified, reference.boundary, reference.class_distance):
         found = function(narrow, num_classes, (1, 1))
         assert torch.equal(found, function(narrow.long(), num_classes, (1, 1)))
@@ -152,8 +153,8 @@ def test_more_classes_than_the_label_dtype_can_hold_give_what_int64_labels_give(
 @pytest.mark.parametrize("ignore_index", [-1, 511, -257])
 def test_an_ignore_index_that_the_label_dtype_cannot_hold_ignores_nothing(ignore_index):
     labels = torch.tensor([[[0, 255, 1]]], dtype=torch.uint8)  # 255 is what -1 and 511 wrap to
-    assert reference.count_valid(labels, ignore_index).tolist() == [3]
-    assert reference.first_bad_label(labels, 2, ignore_index) == 1
+    assert count_valid(labels, ignore_index).tolist() == [3]
+    assert first_bad_label(labels, 2, ignore_index) == 1
     assert reference.rectified(labels, 256, (1, 1), ignore_index=ignore_index).flatten().tolist() == [-1, -1, -1]
     assert (
         reference.boundary(labels, 256, (1, 1), ignore_index=ignore_index)[0, 255, 0] == torch.tensor([1, -1, 1])
@@ -164,11 +165,11 @@ def test_an_ignore_index_that_the_label_dtype_cannot_hold_ignores_nothing(ignore
 def test_first_bad_maximum_looks_at_present_classes_only():
     labels = torch.tensor([[[0, 0]], [[0, 2]]])
     good = torch.tensor([[1.0, 0.0, math.nan], [1.0, -1.0, 2.0]])
-    assert reference.first_bad_maximum(labels, good) == -1
+    assert first_bad_maximum(labels, good) == -1
     for bad in (0.0, -1.0, math.inf, math.nan):
         maxima = good.clone()
         maxima[1, 2] = bad
-        assert reference.first_bad_maximum(labels, maxima) == 5
+        assert first_bad_maximum(labels, maxima) == 5
 
 
 # --- the loss of one pixel: Eq. 1, Eq. 2 and section 3.3 -------------------------------------------------------
@@ -259,6 +260,6 @@ def test_a_compact_map_gives_loss_and_gradient_from_two_values_a_pixel():
 def test_the_backend_functions_hand_out_the_float64_definitions_rounded_once():
     labels = scene("blobs", (7, 10))
     out = torch.empty(labels.shape)
-    reference.fill_distance(out, labels, (0.3, 1.7), False, False)
+    reference.fill_distance(out, MapProblem(labels, 0, (0.3, 1.7), None, False, None, False, None), squared=False)
     assert torch.equal(out, reference.distance(labels, (0.3, 1.7)).float())
     assert_same(out, scipy_distance(labels, (0.3, 1.7)))

@@ -177,20 +177,20 @@ def test_a_program_ends_that_leaves_a_pass_half_way():
 
 
 def test_a_map_takes_one_thread_and_leaves_the_number_of_threads_of_torch_alone(restore_threads, monkeypatch):
-    from rwkernels.backends import native
+    from rwkernels.backends.threads import threads
 
     torch.set_num_threads(3)
     widths = []
 
     def maps(labels):
-        widths.append((native.threads(), torch.get_num_threads()))
+        widths.append((threads(), torch.get_num_threads()))
         return labels
 
     list(MapLoader([(IMAGE, LABELS)], CLASSES, maps=maps))
     list(MapLoader([(IMAGE, LABELS)], CLASSES, maps=maps, threads=None))
     list(MapLoader([(IMAGE, LABELS)], CLASSES, maps=maps, threads=2))
     assert widths == [(1, 3), (3, 3), (2, 3)]
-    assert native.threads() == torch.get_num_threads() == 3
+    assert threads() == torch.get_num_threads() == 3
 
 
 def test_memory_does_not_grow_over_two_thousand_batches():

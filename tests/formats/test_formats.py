@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from precompute_cases import AFFINE, SPACING, blob, write_nifti
 
-from rwkernels.backends import native
+from rwkernels.backends.threads import limited_to
 from rwkernels.formats import ReadOptions, in_order, open_labels, whole_labels
 from rwkernels.precompute import sources
 
@@ -206,7 +206,7 @@ def test_any_order_in_memory_comes_with_the_last_axis_fastest(shape, dtype, thre
     for axes in (range(len(shape)), range(len(shape))[::-1]):
         turned = np.ascontiguousarray(values.transpose(*axes)).transpose(*axes)
         turned.flags.writeable = False
-        with native.limited_to(threads):
+        with limited_to(threads):
             found = in_order(turned)
         assert found.flags.c_contiguous
         assert found.flags.writeable

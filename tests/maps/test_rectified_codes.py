@@ -12,6 +12,7 @@ from samples import ROW, SPACING, pairwise_distance, scene, scenes, scipy_distan
 
 import rwkernels as rw
 from rwkernels.backends import native
+from rwkernels.backends.threads import limited_to
 from rwkernels.data import class_max
 from rwkernels.maps.quantised import encode, rectified_codes
 
@@ -72,7 +73,7 @@ def test_every_image_is_divided_by_its_own_largest_distances(bits, threads):
     given = torch.rand(9, 4, generator=torch.Generator().manual_seed(0)) * 20 + 20
     for shape, batch in (((9, 13), 9), ((5, 9, 13), 9), ((40, 50), 1)):
         labels = scene("blobs", shape, num_classes=4, batch=batch)
-        with native.limited_to(threads):
+        with limited_to(threads):
             found = rectified_codes(labels, 4, bits, class_max=given[:batch])
         assert_codes(found.codes, two_steps(labels, 4, bits, class_max=given[:batch]))
         torch.testing.assert_close(found.class_max, class_max(labels, 4), rtol=2.5e-7, atol=0)  # not what was given
@@ -164,7 +165,7 @@ def test_codes_and_maxima_are_the_same_on_any_number_of_threads(shape, threads, 
     batch, *spatial = shape
     labels = scene("blobs", tuple(spatial), num_classes=5, batch=2).repeat(-(-batch // 2), *[1] * len(spatial))[:batch]
     labels[-1] = 3
-    with native.limited_to(threads):
+    with limited_to(threads):
         found = rectified_codes(labels, 5, bits)
     assert_codes(found.codes, two_steps(labels, 5, bits))
     assert torch.equal(found.class_max, class_max(labels, 5))

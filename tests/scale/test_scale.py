@@ -13,7 +13,7 @@ import torch
 from samples import SPACING, scene
 
 import rwkernels as rw
-from rwkernels.backends import native, reference
+from rwkernels.backends import reference
 from rwkernels.data import class_max
 
 da = pytest.importorskip("dask.array", reason="dask is not installed (the extra `scale`)")
@@ -86,7 +86,7 @@ def no_core(monkeypatch):
     def core():
         raise AssertionError("the compiled core was called")
 
-    monkeypatch.setattr(native, "core", core)
+    monkeypatch.setattr("rwkernels.backends.native.maps.core", core)
 
 
 @pytest.mark.parametrize("options", [{}, {"squared": True, "spacing": SPACING, "black_border": True}], ids=str)

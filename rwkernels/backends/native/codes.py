@@ -2,39 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from rwkernels.backends.native import address, code, core, grid, threads, written
+from rwkernels.backends.native.compiled import address, code, core, grid, refuse, written
+from rwkernels.backends.problem import MapProblem
+from rwkernels.backends.threads import threads
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-def fill_rectified_codes(
-    codes: Tensor,
-    largest: Tensor,
-    count: Tensor,
-    work: Tensor,
-    labels: Tensor,
-    num_classes: int,
-    spacing: Sequence[float],
-    class_max: Tensor | None,
-    black_border: bool,
-    ignore_index: int | None,
-    validate: bool,
-) -> tuple[int, int]:
-    """`fill_rectified` with its foreground as codes [B, *S], and the largest distances of the images, float32 [B, K].
-
-    `work` has room for as many float32 as there are labels. No code stands for NaN: labels ought to be checked.
-    """
-    sizes, axes, steps = grid(labels, spacing)
-    bad: int = core().rectified_codes(
-        labels=labels.data_ptr(),
-        code=code(labels),
+def fill_rectified_codes(codes: Tensor, largest: Tensor, count: Tensor, problem: MapProblem, *, work: Tensor) -> None:
+    """See `Backend`."""
+    sizes, axes, steps = grid(problem.labels, problem.spacing)
+    bad = core().rectified_codes(
+        labels=problem.labels.data_ptr(),
+        code=code(problem.labels),
         field=written(work),
         codes=written(codes),
         code_bytes=codes.element_size(),
@@ -43,18 +29,18 @@ def fill_rectified_codes(
         dims=sizes,
         axes=axes,
         spacing=steps,
-        num_classes=num_classes,
-        class_max=address(class_max),
-        ignore=ignore_index,
-        black_border=black_border,
-        validate=validate,
+        num_classes=problem.num_classes,
+        class_max=address(problem.class_max),
+        ignore=problem.ignore_index,
+        black_border=problem.black_border,
+        validate=problem.validate,
         threads=threads(),
     )
-    return (-1, -2 - bad) if bad <= -2 else (bad, -1)
+    refuse(bad)
 
 
 def encode_values(codes: Tensor, values: Tensor) -> bool:
-    """Codes of float32 values in [-1, 0], both contiguous; whether all values were."""
+    """See `Backend`."""
     good: bool = core().encode_values(
         values=values.data_ptr(),
         count=values.numel(),
@@ -66,7 +52,7 @@ def encode_values(codes: Tensor, values: Tensor) -> bool:
 
 
 def decode_values(values: Tensor, codes: NDArray[Any]) -> None:
-    """The float32 values of codes, both contiguous."""
+    """See `Backend`."""
     core().decode_values(
         codes=codes.ctypes.data,
         count=codes.size,
@@ -77,10 +63,7 @@ def decode_values(values: Tensor, codes: NDArray[Any]) -> None:
 
 
 def pack_labels(labels: Tensor, num_classes: int, ignore_index: int | None, bits: int) -> Tensor | None:
-    """The codes of contiguous labels in `bits` bits each, the first one lowest; None if one is no class.
-
-    The code of an ignored label is `num_classes`.
-    """
+    """See `Backend`."""
     packed = torch.empty(-(-labels.numel() * bits // 8), dtype=torch.uint8)
     good: bool = core().pack_labels(
         labels=labels.data_ptr(),
@@ -95,10 +78,10 @@ def pack_labels(labels: Tensor, num_classes: int, ignore_index: int | None, bits
 
 
 def unpack_labels(packed: NDArray[Any], bits: int, labels: NDArray[Any]) -> None:
-    """What `pack_labels` took, as flat uint8."""
+    """See `Backend`."""
     core().unpack_labels(packed=packed.ctypes.data, count=labels.size, bits=bits, labels=labels.ctypes.data)
 
 
 def reverse_axes(values: NDArray[Any], out: NDArray[Any]) -> None:
-    """Copies bytes [X, Y, Z], the first axis fastest in memory, into an array whose last axis is the fastest."""
+    """See `Backend`."""
     core().reverse_axes(values.ctypes.data, out.ctypes.data, *values.shape, threads=threads())

@@ -1,4 +1,4 @@
-"""The slow and obviously right version of distances and maps; the loss over them is in `reference.py`.
+"""The slow and obviously right version of distances and maps.
 
 Equation numbers are those of Valverde & Tohka, "Region-wise Loss for Biomedical Image Segmentation" (Pattern
 Recognition 2022, doi 10.1016/j.patcog.2022.109208).
@@ -11,27 +11,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-
-def is_label(labels: Tensor, value: int) -> Tensor:
-    """Where `labels == value`, also for a value that their dtype cannot hold: PyTorch would wrap it (-1 to 255)."""
-    limits = torch.iinfo(labels.dtype)
-    if limits.min <= value <= limits.max:
-        return labels == value
-    return torch.zeros_like(labels, dtype=torch.bool)
-
-
-def is_no_class(labels: Tensor, num_classes: int) -> Tensor:
-    """Where a label is outside [0, num_classes)."""
-    return (labels < 0) | (labels.long() >= num_classes)
-
-
-def first_bad_label(labels: Tensor, num_classes: int, ignore_index: int | None) -> int:
-    """Flat index of the first label outside [0, num_classes) that is not ignored; -1 if there is none."""
-    bad = is_no_class(labels, num_classes)
-    if ignore_index is not None:
-        bad &= ~is_label(labels, ignore_index)
-    found = bad.flatten().nonzero()
-    return int(found[0]) if len(found) else -1
+from rwkernels.backends.equations import dense
+from rwkernels.backends.problem import (
+    CompactProblem,
+    MapProblem,
+    count_valid,
+    is_label,
+    is_no_class,
+    precision_of,
+    refuse_bad_values,
+)
 
 
 def _shifted(values: Tensor, axis: int, offset: int, fill: float) -> Tensor:
@@ -97,12 +86,6 @@ def class_distance(
     return torch.stack(channels, 1)
 
 
-def count_valid(labels: Tensor, ignore_index: int | None) -> Tensor:
-    """How many pixels of every image count, int64 [B]."""
-    valid = torch.ones_like(labels, dtype=torch.bool) if ignore_index is None else ~is_label(labels, ignore_index)
-    return valid.flatten(1).sum(1)
-
-
 def class_max(labels: Tensor, values: Tensor, num_classes: int) -> Tensor:
     """Largest of `values` over the pixels of every class of every image, [B, K]; 0 for an absent class."""
     channels = [
@@ -146,14 +129,6 @@ def rectified_distance(
     return foreground
 
 
-def first_bad_maximum(labels: Tensor, class_maximum: Tensor) -> int:
-    """Flat index of the first [B, K] maximum of a present class that is not positive and finite, or -1."""
-    present = torch.stack([is_label(labels, k).flatten(1).any(1) for k in range(class_maximum.shape[1])], 1)
-    good = (class_maximum > 0) & torch.isfinite(class_maximum)
-    found = (present & ~good).flatten().nonzero()
-    return int(found[0]) if len(found) else -1
-
-
 def boundary(
     labels: Tensor,
     num_classes: int,
@@ -182,47 +157,18 @@ def boundary(
     return maps
 
 
-def dense(
-    labels: Tensor,
-    foreground: Tensor,
-    background: Tensor | float,
-    num_classes: int,
-    class_scale: Tensor | None = None,
-    ignore_index: int | None = None,
-) -> Tensor:
-    """The map [B, K, *S] that a compact one stands for: foreground at the true class, background elsewhere."""
-    if not isinstance(background, Tensor):
-        background = torch.full_like(foreground, background)
-    channels = [torch.where(is_label(labels, k), foreground, background) for k in range(num_classes)]
-    maps = torch.stack(channels, 1)
-    maps = torch.where(is_no_class(labels, num_classes).unsqueeze(1), torch.nan, maps)
-    if class_scale is not None:
-        maps = maps * scale_view(class_scale, maps)
-    if ignore_index is not None:
-        maps = torch.where(is_label(labels, ignore_index).unsqueeze(1), 0.0, maps)
-    return maps
-
-
-def scale_view(class_scale: Tensor, maps: Tensor) -> Tensor:
-    """`class_scale` [K] or [groups, K], shaped to multiply maps [B, K, *S]."""
-    if class_scale.dim() == 2:
-        class_scale = class_scale.repeat_interleave(len(maps) // max(len(class_scale), 1), 0)
-    else:
-        class_scale = class_scale.unsqueeze(0)
-    return class_scale.to(maps).view(*class_scale.shape, *[1] * (maps.dim() - 2))
-
-
 # --- the functions of `Backend`, over the definitions above ---------------------------------------------------
 
 
-def precision_of(device: torch.device) -> torch.dtype:
-    """The most precise type of a device."""
-    return torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
+def _finished(problem: MapProblem) -> None:
+    if problem.validate:
+        refuse_bad_values(problem)
 
 
-def fill_distance(out: Tensor, labels: Tensor, spacing: Sequence[float], squared: bool, black_border: bool) -> None:
+def fill_distance(out: Tensor, problem: MapProblem, *, squared: bool) -> None:
     """See `Backend`."""
-    out.copy_(distance(labels, spacing, squared, black_border, precision_of(labels.device)))
+    labels = problem.labels
+    out.copy_(distance(labels, problem.spacing, squared, problem.black_border, precision_of(labels.device)))
 
 
 def pass_axis(field: Tensor, labels: Tensor, axis: int, unit: float, first: bool, black_border: bool) -> None:
@@ -252,66 +198,58 @@ def rectify(
     field.copy_(foreground[0])
 
 
-def fill_class_distance(
-    out: Tensor,
-    labels: Tensor,
-    num_classes: int,
-    spacing: Sequence[float],
-    squared: bool,
-    ignore_index: int | None,
-    validate: bool,
-) -> int:
+def fill_class_distance(out: Tensor, problem: MapProblem, *, squared: bool) -> None:
     """See `Backend`."""
-    out.copy_(class_distance(labels, num_classes, spacing, squared, ignore_index, precision_of(labels.device)))
-    return first_bad_label(labels, num_classes, ignore_index) if validate else -1
-
-
-def fill_rectified(
-    out: Tensor,
-    count: Tensor,
-    labels: Tensor,
-    num_classes: int,
-    spacing: Sequence[float],
-    class_max: Tensor | None,
-    black_border: bool,
-    ignore_index: int | None,
-    validate: bool,
-) -> tuple[int, int]:
-    """See `Backend`."""
+    labels, num_classes, ignore_index = problem.labels, problem.num_classes, problem.ignore_index
     precision = precision_of(labels.device)
-    out.copy_(rectified(labels, num_classes, spacing, class_max, ignore_index, black_border, precision))
-    count.copy_(count_valid(labels, ignore_index))
-    if not validate:
-        return -1, -1
-    bad_maximum = -1 if class_max is None else first_bad_maximum(labels, class_max)
-    return first_bad_label(labels, num_classes, ignore_index), bad_maximum
+    out.copy_(class_distance(labels, num_classes, problem.spacing, squared, ignore_index, precision))
+    _finished(problem)
 
 
-def fill_boundary(
-    out: Tensor,
-    labels: Tensor,
-    num_classes: int,
-    spacing: Sequence[float],
-    absent: float,
-    inside_offset: float,
-    black_border: bool,
-    ignore_index: int | None,
-    validate: bool,
-) -> int:
+def fill_rectified(out: Tensor, count: Tensor, problem: MapProblem) -> None:
     """See `Backend`."""
-    precision = precision_of(labels.device)
-    out.copy_(boundary(labels, num_classes, spacing, absent, inside_offset, ignore_index, black_border, precision))
-    return first_bad_label(labels, num_classes, ignore_index) if validate else -1
+    out.copy_(
+        rectified(
+            problem.labels,
+            problem.num_classes,
+            problem.spacing,
+            problem.class_max,
+            problem.ignore_index,
+            problem.black_border,
+            precision_of(problem.labels.device),
+        )
+    )
+    count.copy_(count_valid(problem.labels, problem.ignore_index))
+    _finished(problem)
 
 
-def fill_dense(
-    out: Tensor,
-    labels: Tensor,
-    foreground: Tensor,
-    background: Tensor | float,
-    num_classes: int,
-    class_scale: Tensor | None,
-    ignore_index: int | None,
-) -> None:
+def fill_boundary(out: Tensor, problem: MapProblem, *, absent: float, inside_offset: float) -> None:
     """See `Backend`."""
-    out.copy_(dense(labels, foreground, background, num_classes, class_scale, ignore_index))
+    out.copy_(
+        boundary(
+            problem.labels,
+            problem.num_classes,
+            problem.spacing,
+            absent,
+            inside_offset,
+            problem.ignore_index,
+            problem.black_border,
+            precision_of(problem.labels.device),
+        )
+    )
+    _finished(problem)
+
+
+def fill_dense(out: Tensor, problem: CompactProblem) -> None:
+    """See `Backend`."""
+    background = problem.background_value if problem.background is None else problem.background
+    out.copy_(
+        dense(
+            problem.labels,
+            problem.foreground,
+            background,
+            problem.num_classes,
+            problem.class_scale,
+            problem.ignore_index,
+        )
+    )

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from rwkernels.backends import LossProblem, reference
+from rwkernels.backends.problem import LossProblem, first_bad_label, refuse_bad_label
 from rwkernels.backends.triton.launch import blocks_of, launch
 from rwkernels.backends.triton.maps import (
     fill_boundary,
@@ -23,7 +23,6 @@ from rwkernels.backends.triton.maps import (
     fill_dense,
     fill_distance,
     fill_rectified,
-    first_bad_label,
 )
 
 __all__ = [
@@ -185,26 +184,25 @@ def loss(
     upstream: Tensor | None,
     divide: bool,
     validate: bool,
-) -> tuple[Tensor, int]:
+) -> Tensor:
     """See `Backend`."""
-    bad = -1
     if validate:
         assert problem.labels is not None
-        bad = reference.first_bad_label(problem.labels, problem.logits.shape[1], problem.ignore_index)
+        refuse_bad_label(problem.labels, problem.logits.shape[1], problem.ignore_index)
     per_pixel = problem.reduction == "none"
     if problem.logits.numel() == 0:
         shape = (problem.logits.shape[0], *problem.logits.shape[2:]) if per_pixel else (problem.runs,)
-        return problem.logits.new_zeros(shape, dtype=problem.loss_dtype), bad
+        return problem.logits.new_zeros(shape, dtype=problem.loss_dtype)
     mean = _mean(problem) if problem.reduction == "mean" else None
     written = _pass(problem, mean, with_loss, grad, upstream, divide)
     if not with_loss or per_pixel:
-        return written, bad
+        return written
     result = torch.empty(problem.runs, dtype=problem.loss_dtype, device=written.device)
     divisor, counted = mean or (1, None)
     images = problem.logits.shape[0] // problem.runs
     arguments = (written, result, counted, divisor, written.numel() // problem.runs, images)
     _launch("finish_loss", problem.runs, 256, *arguments, MEAN=mean is not None, BLOCK=_FINISH)
-    return result, bad
+    return result
 
 
 def _pass(
@@ -335,16 +333,15 @@ def scale_gradient(problem: LossProblem, grad: Tensor, upstream: Tensor, *, divi
     return out
 
 
-def fill_negatives(out: Tensor, problem: LossProblem, *, probabilities: bool, wrong: bool, validate: bool) -> int:
+def fill_negatives(out: Tensor, problem: LossProblem, *, probabilities: bool, wrong: bool, validate: bool) -> None:
     """See `Backend`."""
     values, maps = _even(problem.logits), problem.maps.contiguous() if problem.compact else _even(problem.maps)
     batch, num_classes = values.shape[:2]
-    bad = -1
     if validate:
         assert problem.labels is not None
-        bad = reference.first_bad_label(problem.labels, num_classes, problem.ignore_index)
+        refuse_bad_label(problem.labels, num_classes, problem.ignore_index)
     if out.numel() == 0:
-        return bad
+        return
     of_values, of_maps = _layout(values), _Layout(0, 0, False) if problem.compact else _layout(maps)
     assert of_values is not None
     assert of_maps is not None
@@ -386,4 +383,3 @@ def fill_negatives(out: Tensor, problem: LossProblem, *, probabilities: bool, wr
         TINY=torch.finfo(problem.loss_dtype).tiny,
         WIDE=pixels * num_classes >= 2**31,
     )
-    return bad

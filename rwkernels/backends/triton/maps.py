@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from rwkernels.backends import reference
+from rwkernels.backends.problem import CompactProblem, MapProblem, refuse_bad_values
 from rwkernels.backends.triton.launch import blocks_of, launch
 
 _ROWS = 8  # of a program of a column pass, and of a block whose least value is known
@@ -28,8 +29,6 @@ _SQUARED = 1 << 15  # and whose squares int32 holds
 _WIDEST = 1 << 16  # pixels of a row that one program can hold
 _LARGEST = 1 << 28  # pixels of a slice, so that int32 counts those of eight
 _INT32_SQUARES = 1 << 29  # squared distances below this, and their sums, are counted in int32
-
-first_bad_label = reference.first_bad_label  # asked for only where the caller waits for the device
 
 
 @cache
@@ -103,17 +102,11 @@ class _Task(NamedTuple):
         return {"CLASSES": self.per_class, "BORDER": self.border and real_axis, "IGNORE": ignores}
 
 
-def _task(
-    labels: Tensor,
-    spacing: Sequence[float],
-    *,
-    classes: int = 1,
-    per_class: bool = False,
-    border: bool = False,
-    ignore_index: int | None = None,
-) -> _Task:
+def _task(problem: MapProblem, *, per_class: bool = False) -> _Task:
+    spacing = problem.spacing
     steps = (*[float(spacing[-1])] * (3 - len(spacing)), *map(float, spacing))
-    return _Task(labels, steps, classes, per_class, border, ignore_index)
+    border = problem.black_border and not per_class
+    return _Task(problem.labels, steps, max(problem.num_classes, 1), per_class, border, problem.ignore_index)
 
 
 class _Result(NamedTuple):
@@ -262,51 +255,33 @@ def _too_large(labels: Tensor) -> bool:
     return labels.shape[-1] > _WIDEST or math.prod(labels.shape[2:]) >= _LARGEST
 
 
-def fill_distance(out: Tensor, labels: Tensor, spacing: Sequence[float], squared: bool, black_border: bool) -> None:
+def fill_distance(out: Tensor, problem: MapProblem, *, squared: bool) -> None:
     """See `Backend`."""
-    if labels.numel() == 0:
+    if problem.labels.numel() == 0:
         return
-    if _too_large(labels):
-        reference.fill_distance(out, labels, spacing, squared, black_border)
+    if _too_large(problem.labels):
+        reference.fill_distance(out, problem, squared=squared)
         return
-    result = _Result("squared" if squared else "distance", out)
-    _transform(_task(labels, spacing, border=black_border), result)
+    _transform(_task(problem), _Result("squared" if squared else "distance", out))
 
 
-def fill_class_distance(
-    out: Tensor,
-    labels: Tensor,
-    num_classes: int,
-    spacing: Sequence[float],
-    squared: bool,
-    ignore_index: int | None,
-    validate: bool,
-) -> int:
+def fill_class_distance(out: Tensor, problem: MapProblem, *, squared: bool) -> None:
     """See `Backend`."""
-    if labels.numel() == 0 or _too_large(labels):
-        return reference.fill_class_distance(out, labels, num_classes, spacing, squared, ignore_index, validate)
-    task = _task(labels, spacing, classes=num_classes, per_class=True, ignore_index=ignore_index)
-    _transform(task, _Result("squared" if squared else "distance", out))
-    return first_bad_label(labels, num_classes, ignore_index) if validate else -1
+    if problem.labels.numel() == 0 or _too_large(problem.labels):
+        reference.fill_class_distance(out, problem, squared=squared)
+        return
+    _transform(_task(problem, per_class=True), _Result("squared" if squared else "distance", out))
+    if problem.validate:
+        refuse_bad_values(problem)
 
 
-def fill_rectified(
-    out: Tensor,
-    count: Tensor,
-    labels: Tensor,
-    num_classes: int,
-    spacing: Sequence[float],
-    class_max: Tensor | None,
-    black_border: bool,
-    ignore_index: int | None,
-    validate: bool,
-) -> tuple[int, int]:
+def fill_rectified(out: Tensor, count: Tensor, problem: MapProblem) -> None:
     """See `Backend`."""
+    labels, num_classes, ignore_index = problem.labels, problem.num_classes, problem.ignore_index
     if labels.numel() == 0 or _too_large(labels):
-        return reference.fill_rectified(
-            out, count, labels, num_classes, spacing, class_max, black_border, ignore_index, validate
-        )
-    task = _task(labels, spacing, classes=num_classes, border=black_border, ignore_index=ignore_index)
+        reference.fill_rectified(out, count, problem)
+        return
+    task = _task(problem)
     squared = _empty(labels, labels.shape, task.last)
     bits = torch.int64 if task.last == torch.float64 else torch.int32
     maxima = _empty(labels, (len(labels), num_classes), bits)
@@ -320,7 +295,7 @@ def fill_rectified(
         squared,
         labels,
         maxima,
-        class_max,
+        problem.class_max,
         out,
         pixels // unit,
         blocks,
@@ -331,49 +306,31 @@ def fill_rectified(
         BLOCK=_STREAM,
         IGNORE=ignore_index is not None,
     )
-    if not validate:
-        return -1, -1
-    bad_maximum = -1 if class_max is None else reference.first_bad_maximum(labels, class_max)
-    return first_bad_label(labels, num_classes, ignore_index), bad_maximum
+    if problem.validate:
+        refuse_bad_values(problem)
 
 
-def fill_boundary(
-    out: Tensor,
-    labels: Tensor,
-    num_classes: int,
-    spacing: Sequence[float],
-    absent: float,
-    inside_offset: float,
-    black_border: bool,
-    ignore_index: int | None,
-    validate: bool,
-) -> int:
+def fill_boundary(out: Tensor, problem: MapProblem, *, absent: float, inside_offset: float) -> None:
     """See `Backend`."""
+    labels = problem.labels
     if labels.numel() == 0 or _too_large(labels):
-        return reference.fill_boundary(
-            out, labels, num_classes, spacing, absent, inside_offset, black_border, ignore_index, validate
-        )
+        reference.fill_boundary(out, problem, absent=absent, inside_offset=inside_offset)
+        return
     inside = _empty(labels, labels.shape, torch.float32)
-    fill_distance(inside, labels, spacing, False, black_border)
+    fill_distance(inside, problem._replace(num_classes=0, ignore_index=None), squared=False)
     result = _Result("boundary", out, inside=inside, absent=absent, inside_offset=inside_offset)
-    _transform(_task(labels, spacing, classes=num_classes, per_class=True, ignore_index=ignore_index), result)
-    return first_bad_label(labels, num_classes, ignore_index) if validate else -1
+    _transform(_task(problem, per_class=True), result)
+    if problem.validate:
+        refuse_bad_values(problem)
 
 
-def fill_dense(
-    out: Tensor,
-    labels: Tensor,
-    foreground: Tensor,
-    background: Tensor | float,
-    num_classes: int,
-    class_scale: Tensor | None,
-    ignore_index: int | None,
-) -> None:
+def fill_dense(out: Tensor, problem: CompactProblem) -> None:
     """See `Backend`."""
+    labels, foreground, ignore_index = problem.labels, problem.foreground, problem.ignore_index
     if labels.numel() == 0:
         return
     if torch.float64 in (foreground.dtype, out.dtype):
-        reference.fill_dense(out, labels, foreground, background, num_classes, class_scale, ignore_index)
+        reference.fill_dense(out, problem)
         return
     pixels = labels[:1].numel()
     blocks = blocks_of(pixels, _STREAM)
@@ -384,13 +341,13 @@ def fill_dense(
         out,
         labels,
         foreground,
-        background if isinstance(background, Tensor) else None,
-        class_scale,
+        problem.background,
+        problem.class_scale,
         pixels,
         blocks,
-        num_classes,
+        problem.num_classes,
         0 if ignore_index is None else ignore_index,
-        0.0 if isinstance(background, Tensor) else background,
+        problem.background_value,
         BLOCK=_STREAM,
         IGNORE=ignore_index is not None,
     )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rwkernels import checks
-from rwkernels.backends import reference
+from rwkernels.backends.problem import first_bad_label, is_label
 from rwkernels.data.building import rows_of_spacing
 from rwkernels.extras import needs
 from rwkernels.integrations import arrays
@@ -17,7 +17,6 @@ from rwkernels.integrations.inputs import AFFINE, GivenSpacing, checked_spacing,
 from rwkernels.integrations.monai import spacing as spacings
 from rwkernels.losses import modules
 from rwkernels.maps.compact import RectifiedMap
-from rwkernels.maps.families import labels_like
 from rwkernels.maps.scaling import scale_classes, weights_of_any_classes
 
 with needs("monai"):
@@ -143,8 +142,8 @@ class RegionWiseLoss(_Loss):
         validate, ignore_index = self.of_logits.validate, self.of_logits.ignore_index
         if not self.to_onehot_y:
             return from_one_hot(found, ignore_index, validate)
-        whole = modules.whole_labels(found, checks.validate(validate, found.device))
-        return labels_like("target", whole, values.shape)
+        whole = checks.whole_labels(found, checks.validate(validate, found.device))
+        return checks.labels_like("target", whole, values.shape)
 
     def _map(self, target: Tensor, labels: Tensor, num_classes: int, spacing: Any) -> RectifiedMap | Tensor:
         rule, axes = self.of_logits, labels.dim() - 1
@@ -174,7 +173,7 @@ class RegionWiseLoss(_Loss):
             ignored = maps.ignore_index
         self._refuse_logits(values)
         if checks.validate(rule.validate, labels.device):
-            bad = reference.first_bad_label(labels, values.shape[1], ignored)
+            bad = first_bad_label(labels, values.shape[1], ignored)
             if bad >= 0:
                 checks.bad_label(labels, bad, values.shape[1], ignored)
         if rule.class_weight is not None:
@@ -187,7 +186,7 @@ class RegionWiseLoss(_Loss):
         pixels = (wide * dense)[:, first:].sum(1)
         count: Tensor | int = pixels.numel()
         if ignored is not None:
-            counts = ~reference.is_label(labels, ignored)
+            counts = ~is_label(labels, ignored)
             pixels = torch.where(counts, pixels, 0.0)
             count = counts.sum()
         if self.reduction == LossReduction.NONE.value:

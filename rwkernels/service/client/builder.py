@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from rwkernels import checks
-from rwkernels.backends import native
+from rwkernels.backends import default
+from rwkernels.backends.threads import limited_to
 from rwkernels.data.batches import Key
 from rwkernels.data.building import Map, MapBuilder
 from rwkernels.maps import quantised
@@ -302,7 +303,7 @@ class RemoteMapBuilder(MapBuilder):
     def _map(self, asked: Asked, answer: Answer, payload: memoryview | Bytes, out: Tensor | None = None) -> Map:
         """The map of labels from an answer."""
         labels = asked.labels
-        with native.limited_to(self.threads or torch.get_num_threads()):
+        with limited_to(self.threads or torch.get_num_threads()):
             values = _values(asked.request, payload, self._target.url).to(labels.device)
         if out is not None:
             values = checks.output(out, values.shape, torch.float32, labels.device).copy_(values)
@@ -376,7 +377,7 @@ def _values(request: Request, payload: memoryview | Bytes, url: str) -> Tensor:
     if request.answer in ("uint8", "uint16"):
         quantised.decode_array(given, values)
         return values
-    native.advise_huge_pages(values)
+    default(values.device, "advise_huge_pages").advise_huge_pages(values)
     flat = values.view(-1).numpy()
     for start in range(0, len(given), _BLOCK):
         part = flat[start : start + _BLOCK]

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rwkernels.backends import native
+from rwkernels.backends.threads import limited_to
 from rwkernels.data.building import Map, MapBuilder
 from rwkernels.maps import quantised
 from rwkernels.maps.compact import RectifiedMap
@@ -94,7 +94,7 @@ class Launcher:
         sizes = [one.request.shape[0] for one in asked]
         whole = self._labels(asked, sum(sizes))
         class_max = torch.cat([_class_max(one) for one in asked]).to(self.device) if first.class_max else None
-        with native.limited_to(self.threads):
+        with limited_to(self.threads):
             if first.family == "rectified" and first.answer in _BITS and not first.has_rows_of_spacing:
                 out = asked[0].codes() if len(asked) == 1 and self.device.type == "cpu" else None
                 host, background, counts = self._codes(first, whole, class_max, out)

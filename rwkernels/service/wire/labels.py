@@ -9,8 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from rwkernels.backends import native
-from rwkernels.backends.native import codes as native_codes
+from rwkernels.backends import default
 from rwkernels.service.wire.memory import Bytes
 
 BITS = {"uint1": 1, "uint2": 2, "uint4": 4, "uint8": 8, "int8": 8, "int16": 16, "int32": 32, "int64": 64}
@@ -29,33 +28,14 @@ def pack(labels: Tensor, num_classes: int, ignore_index: int | None, bits: int) 
 
     Byte j of m holds codes j, m + j, 2 m + j, ..., the first in its lowest bits.
     """
-    labels = labels.contiguous()
-    if native.can_run(labels.device) is None:
-        packed = native_codes.pack_labels(labels, num_classes, ignore_index, bits)
-        return None if packed is None else packed.numpy()
-    plain = labels.numpy().reshape(-1)
-    ignored = np.zeros(0, bool) if ignore_index is None else plain == ignore_index
-    codes = np.where(ignored, 0, plain) if ignored.any() else plain
-    if codes.size and (codes.max() >= num_classes or codes.min() < 0):
-        return None
-    codes = codes.astype(np.uint8)
-    codes[: ignored.size][ignored] = num_classes
-    size = -(-codes.size * bits // 8)
-    found = np.zeros(size, np.uint8)
-    for plane in range(8 // bits):
-        part = codes[plane * size : (plane + 1) * size]
-        found[: part.size] |= part << plane * bits
-    return found
+    backend = default(labels.device, "pack_labels")
+    packed = backend.pack_labels(labels.contiguous(), num_classes, ignore_index, bits)
+    return None if packed is None else packed.numpy()
 
 
 def unpack(packed: Bytes, bits: int, out: Bytes) -> None:
     """Writes the codes that `pack` made to `out`."""
-    if native.can_run(torch.device("cpu")) is None:
-        native_codes.unpack_labels(packed, bits, out)
-        return
-    for plane in range(8 // bits):
-        part = out[plane * len(packed) : (plane + 1) * len(packed)]
-        part[:] = packed[: len(part)] >> plane * bits & (1 << bits) - 1
+    default(torch.device("cpu"), "unpack_labels").unpack_labels(packed, bits, out)
 
 
 def travelling(labels: Tensor, num_classes: int, ignore_index: int | None) -> tuple[str, Bytes, int | None]:

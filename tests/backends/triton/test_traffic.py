@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from rwkernels.backends import LossProblem, triton
+from rwkernels.backends import triton
+from rwkernels.backends.problem import LossProblem
 from rwkernels.ops import loss as loss_ops
 
 traffic = pytest.importorskip("benchmarks.traffic", reason="benchmarks/ is not beside the tests")

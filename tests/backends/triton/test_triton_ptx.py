@@ -13,7 +13,8 @@ import torch
 from loss_cases import FLOATS, assert_like_eager, eager_loss, either_kind, generator, loss_and_gradient, make_case, name
 
 import rwkernels as rw
-from rwkernels.backends import LossProblem, triton
+from rwkernels.backends import triton
+from rwkernels.backends.problem import LossProblem
 
 pytestmark = pytest.mark.skipif(ptx.missing() is not None, reason=str(ptx.missing()))
 

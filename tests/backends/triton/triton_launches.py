@@ -17,7 +17,8 @@ from loss_cases import name
 from ptx import binary
 from ptx.driver import Device, Launch, emulated_device
 
-from rwkernels.backends import LossProblem, triton
+from rwkernels.backends import triton
+from rwkernels.backends.problem import LossProblem
 
 INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?([A-Z][\w.]*)([^;]*);", re.MULTILINE)
 REGISTER = re.compile(r"\bR(\d+)(?:\.(64))?")
