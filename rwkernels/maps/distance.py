@@ -12,9 +12,12 @@ from rwkernels.backends.problem import MapProblem
 from rwkernels.ops import labels as ops  # noqa: F401  (ops defines the operators)
 
 
+_EQUALITY = object()  # in place of a number of classes
+
+
 def map_problem(
     labels: Any,
-    num_classes: int | None = None,
+    num_classes: Any = _EQUALITY,
     *,
     spacing: float | Sequence[float] | None = None,
     class_max: Any = None,
@@ -26,21 +29,20 @@ def map_problem(
 ) -> tuple[MapProblem, arrays.Back]:
     """The arguments of a public function, checked, and the way back to the kind of `labels`.
 
-    `num_classes` is None where only the equality of labels counts.
+    Without `num_classes`, only the equality of labels counts.
     """
     labels, back = arrays.to_tensor(labels)
     labels = checks.labels(labels, spatial_dims)
-    if num_classes is not None:
-        num_classes = checks.integer("num_classes", num_classes, lowest=1)
+    num_classes = 0 if num_classes is _EQUALITY else checks.integer("num_classes", num_classes, lowest=1)
     class_max = arrays.to_tensor(class_max)[0]
     if class_max is not None:
         class_max = checks.tensor("class_max", class_max)
         checks.floating("class_max", class_max)
-        checks.shape("class_max", class_max, (labels.shape[0], num_classes or 0), "[B, K]")
+        checks.shape("class_max", class_max, (labels.shape[0], num_classes), "[B, K]")
         checks.same_device("class_max", class_max, "labels", labels)
     problem = MapProblem(
         labels=labels,
-        num_classes=num_classes or 0,
+        num_classes=num_classes,
         spacing=checks.spacing(spacing, labels.dim() - 1),
         class_max=class_max,
         black_border=checks.flag("black_border", black_border),
