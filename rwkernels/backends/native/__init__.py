@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from rwkernels.backends import LossProblem, reference
+from rwkernels.backends.errors import BadInput
 
 NAME = "native"
 ISA_VARIABLE = "RWKERNELS_ISA"
@@ -62,15 +63,50 @@ def can_run(device: torch.device) -> str | None:
     return None
 
 
-def grid(labels: Tensor, spacing: Sequence[float]) -> tuple[tuple[int, ...], int, tuple[float, ...]]:
-    """Sizes [B, Z, Y, X] with leading axes of 1 put in, the number of real axes, and (z, y, x) spacing."""
-    axes = labels.dim() - 1
-    sizes = (labels.shape[0], *[1] * (3 - axes), *labels.shape[1:])
-    return sizes, axes, (*[1.0] * (3 - axes), *spacing)
+def described(
+    labels: Tensor,
+    num_classes: int = 0,
+    ignore_index: int | None = None,
+    *,
+    shape: Sequence[int] | None = None,
+    spacing: Sequence[float] = (),
+    black_border: bool = False,
+    class_max: Tensor | None = None,
+    validate: bool = False,
+) -> Any:
+    """The core's `MapProblem` of contiguous labels, as [B, *S] or as another `shape` of as many.
+
+    It holds addresses alone: the tensors have to live as long.
+    """
+    return core().MapProblem(
+        labels=labels.data_ptr(),
+        label_dtype=_LABEL_CODES[labels.dtype],
+        shape=tuple(labels.shape if shape is None else shape),
+        spacing=spacing,
+        black_border=black_border,
+        num_classes=num_classes,
+        class_max=address(class_max),
+        ignore=ignore_index,
+        validate=validate,
+        threads=threads(),
+    )
 
 
-def code(labels: Tensor) -> str:
-    return _LABEL_CODES[labels.dtype]
+def refused(call: Callable[..., None], problem: Any, **arguments: Any) -> tuple[int, int]:
+    """Calls a function of the core. Flat indices of a bad label and of a bad maximum, -1 for none: see `Backend`."""
+    try:
+        checked(call, problem, **arguments)
+    except BadInput as bad:
+        return (bad.index, -1) if bad.argument == "labels" else (-1, bad.index)
+    return -1, -1
+
+
+def checked(call: Callable[..., None], problem: Any, **arguments: Any) -> None:
+    """Calls a function of the core. Raises `BadInput` for a value that it finds to be bad."""
+    try:
+        call(problem, **arguments)
+    except core().BadValue as bad:
+        raise BadInput(bad.argument, bad.index) from None
 
 
 def address(tensor: Tensor | None) -> int:
@@ -97,51 +133,28 @@ def advise_huge_pages(tensor: Tensor) -> None:
 
 def first_bad_label(labels: Tensor, num_classes: int, ignore_index: int | None) -> int:
     """See `Backend`."""
-    bad: int = core().first_bad_label(
-        labels.data_ptr(), code(labels), labels.numel(), num_classes, ignore_index, threads()
-    )
+    problem = described(labels, num_classes, ignore_index, shape=(1, labels.numel()))
+    bad: int = core().first_bad_label(problem)
     return bad
 
 
 def fill_distance(out: Tensor, labels: Tensor, spacing: Sequence[float], squared: bool, black_border: bool) -> None:
     """See `Backend`."""
-    sizes, axes, steps = grid(labels, spacing)
-    core().distance(
-        labels.data_ptr(),
-        code(labels),
-        written(out),
-        sizes,
-        axes,
-        steps,
-        squared,
-        black_border,
-        threads(),
-    )
+    core().distance(described(labels, spacing=spacing, black_border=black_border), out=written(out), squared=squared)
 
 
 def pass_axis(field: Tensor, labels: Tensor, axis: int, unit: float, first: bool, black_border: bool) -> None:
     """See `Backend`."""
-    core().axis_pass(
-        labels=labels.data_ptr(),
-        code=code(labels),
-        field=field.data_ptr(),
-        outer=math.prod(labels.shape[:axis]),
-        n=labels.shape[axis],
-        inner=math.prod(labels.shape[axis + 1 :]),
-        unit=unit,
-        first=first,
-        bounded=black_border,
-        threads=threads(),
-    )
+    lines = [math.prod(labels.shape[:axis]), labels.shape[axis], math.prod(labels.shape[axis + 1 :])]
+    problem = described(labels, shape=lines if lines[2] != 1 else lines[:2], black_border=black_border)
+    core().axis_pass(problem, field=field.data_ptr(), unit=unit, first=first)
 
 
 def largest_of_classes(field: Tensor, labels: Tensor, num_classes: int) -> Tensor:
     """See `Backend`."""
     largest = field.new_empty(num_classes)
-    sizes = (1, 1, 1, labels.numel())
-    core().class_max(
-        labels.data_ptr(), code(labels), field.data_ptr(), largest.data_ptr(), sizes, num_classes, threads()
-    )
+    problem = described(labels, num_classes, shape=(1, labels.numel()))
+    core().class_max(problem, distance=field.data_ptr(), out=largest.data_ptr())
     return largest
 
 
@@ -155,18 +168,10 @@ def rectify(
     ignore_index: int | None,
 ) -> None:
     """See `Backend`."""
-    core().rectify(
-        labels=labels.data_ptr(),
-        code=code(labels),
-        field=field.data_ptr(),
-        n=labels.numel(),
-        num_classes=num_classes,
-        squared_max=squared_max.data_ptr(),
-        class_max=address(class_max),
-        spacing=spacing,
-        ignore=ignore_index,
-        threads=threads(),
+    problem = described(
+        labels, num_classes, ignore_index, shape=(1, labels.numel()), spacing=(spacing,), class_max=class_max
     )
+    core().rectify(problem, field=field.data_ptr(), squared_max=squared_max.data_ptr())
 
 
 def fill_class_distance(
@@ -179,20 +184,8 @@ def fill_class_distance(
     validate: bool,
 ) -> int:
     """See `Backend`."""
-    sizes, axes, steps = grid(labels, spacing)
-    bad: int = core().class_distance(
-        labels.data_ptr(),
-        code(labels),
-        written(out),
-        sizes,
-        axes,
-        steps,
-        num_classes,
-        squared,
-        ignore_index,
-        validate,
-        threads(),
-    )
+    problem = described(labels, num_classes, ignore_index, spacing=spacing, validate=validate)
+    bad, _ = refused(core().class_distance, problem, out=written(out), squared=squared)
     return bad
 
 
@@ -208,23 +201,16 @@ def fill_rectified(
     validate: bool,
 ) -> tuple[int, int]:
     """See `Backend`."""
-    sizes, axes, steps = grid(labels, spacing)
-    bad: int = core().rectified(
-        labels.data_ptr(),
-        code(labels),
-        written(out),
-        count.data_ptr(),
-        sizes,
-        axes,
-        steps,
+    problem = described(
+        labels,
         num_classes,
-        address(class_max),
         ignore_index,
-        black_border,
-        validate,
-        threads(),
+        spacing=spacing,
+        black_border=black_border,
+        class_max=class_max,
+        validate=validate,
     )
-    return (-1, -2 - bad) if bad <= -2 else (bad, -1)
+    return refused(core().rectified, problem, field=written(out), count=count.data_ptr())
 
 
 def fill_boundary(
@@ -239,22 +225,10 @@ def fill_boundary(
     validate: bool,
 ) -> int:
     """See `Backend`."""
-    sizes, axes, steps = grid(labels, spacing)
-    bad: int = core().boundary(
-        labels.data_ptr(),
-        code(labels),
-        written(out),
-        sizes,
-        axes,
-        steps,
-        num_classes,
-        ignore_index,
-        absent,
-        inside_offset,
-        black_border,
-        validate,
-        threads(),
+    problem = described(
+        labels, num_classes, ignore_index, spacing=spacing, black_border=black_border, validate=validate
     )
+    bad, _ = refused(core().boundary, problem, out=written(out), absent=absent, inside_offset=inside_offset)
     if not validate and first_bad_label(labels, num_classes, ignore_index) >= 0:
         wrong = reference.is_no_class(labels, num_classes)
         if ignore_index is not None:
@@ -276,29 +250,18 @@ def fill_dense(
     if foreground.dtype == torch.float64:  # the core reads float32 only
         reference.fill_dense(out, labels, foreground, background, num_classes, class_scale, ignore_index)
         return
-    sizes, _, _ = grid(labels, [])
     foreground = foreground.to(torch.float32)
     per_pixel = background.to(torch.float32) if isinstance(background, Tensor) else None
     scale = None if class_scale is None else class_scale.to(torch.float32).contiguous()
     core().dense(
-        labels.data_ptr(),
-        code(labels),
-        foreground.data_ptr(),
-        address(per_pixel),
-        0.0 if isinstance(background, Tensor) else background,
-        address(scale),
-        written(out),
-        _FLOAT_CODES[out.dtype],
-        sizes,
-        num_classes,
-        ignore_index,
-        threads(),
+        described(labels, num_classes, ignore_index, shape=(len(labels), math.prod(labels.shape[1:]))),
+        foreground=foreground.data_ptr(),
+        background=address(per_pixel),
+        background_value=0.0 if isinstance(background, Tensor) else background,
+        class_scale=address(scale),
+        out=written(out),
+        out_dtype=_FLOAT_CODES[out.dtype],
     )
-
-
-def _five(values: Sequence[int]) -> tuple[int, ...]:
-    """Sizes or strides [B, K, *S] with leading spatial axes of 1 put in."""
-    return (*values[:2], *[1] * (5 - len(values)), *values[2:])
 
 
 def _holds_unchecked_bad_label(problem: LossProblem) -> bool:
@@ -306,6 +269,37 @@ def _holds_unchecked_bad_label(problem: LossProblem) -> bool:
     if problem.compact or problem.validate or problem.labels is None:
         return False
     return first_bad_label(problem.labels.contiguous(), problem.logits.shape[1], problem.ignore_index) >= 0
+
+
+def _described_loss(problem: LossProblem, validate: bool) -> tuple[Any, list[Tensor | None]]:
+    """The core's `LossProblem`, which holds addresses alone, and tensors that have to live as long."""
+    logits, maps = problem.logits, problem.maps
+    labels = None if problem.labels is None else problem.labels.contiguous()
+    if problem.compact:
+        maps = (maps if maps.dtype in (torch.float32, torch.float64) else maps.to(torch.float32)).contiguous()
+    background = None if problem.background is None else problem.background.to(maps.dtype).contiguous()
+    scale = reference.all_class_scales(problem)
+    if scale is not None:
+        scale = scale.to(torch.float64).reshape(-1, logits.shape[1]).contiguous()
+    found = core().LossProblem(
+        logits=logits.data_ptr(),
+        dtype=_FLOAT_CODES[logits.dtype],
+        shape=tuple(logits.shape),
+        strides=logits.stride(),
+        map=maps.data_ptr(),
+        map_dtype=_FLOAT_CODES[maps.dtype],
+        map_strides=None if problem.compact else maps.stride(),
+        labels=address(labels),
+        label_dtype="u1" if labels is None else _LABEL_CODES[labels.dtype],
+        ignore=problem.ignore_index if labels is not None else None,
+        background=address(background),
+        background_value=problem.background_value,
+        class_scale=address(scale),
+        scale_groups=1 if scale is None else len(scale),
+        validate=validate,
+        threads=threads(),
+    )
+    return found, [labels, maps, background, scale]
 
 
 def loss(
@@ -318,18 +312,11 @@ def loss(
     validate: bool,
 ) -> tuple[Tensor, int]:
     """See `Backend`."""
-    logits, maps = problem.logits, problem.maps
+    logits = problem.logits
     if _holds_unchecked_bad_label(problem):
         return reference.loss(
             problem, with_loss=with_loss, grad=grad, upstream=upstream, divide=divide, validate=validate
         )
-    labels = None if problem.labels is None else problem.labels.contiguous()
-    if problem.compact:
-        maps = (maps if maps.dtype in (torch.float32, torch.float64) else maps.to(torch.float32)).contiguous()
-    background = None if problem.background is None else problem.background.to(maps.dtype).contiguous()
-    scale = reference.all_class_scales(problem)
-    if scale is not None:
-        scale = scale.to(torch.float64).reshape(-1, logits.shape[1]).contiguous()
     image_scale = pixel_scale = None
     if grad is not None:
         image_scale, pixel_scale = reference.gradient_scale(problem, upstream, divide)
@@ -338,30 +325,16 @@ def loss(
         pixel_loss = logits.new_empty((logits.shape[0], *logits.shape[2:]), dtype=problem.loss_dtype)
     elif with_loss:
         image_sums = logits.new_empty(len(logits), dtype=torch.float64)
-    bad = core().region_wise(
-        logits=logits.data_ptr(),
-        dtype=_FLOAT_CODES[logits.dtype],
-        sizes=_five(logits.shape),
-        strides=_five(logits.stride()),
-        map=maps.data_ptr(),
-        map_dtype=_FLOAT_CODES[maps.dtype],
-        map_strides=(0,) * 5 if problem.compact else _five(maps.stride()),
-        compact=problem.compact,
-        labels=address(labels),
-        label_code="u1" if labels is None else code(labels),
-        ignore=problem.ignore_index if labels is not None else None,
-        background=address(background),
-        background_value=problem.background_value,
-        class_scale=address(scale),
-        scale_groups=1 if scale is None else len(scale),
+    described_loss, _alive = _described_loss(problem, validate)
+    bad, _ = refused(
+        core().region_wise,
+        described_loss,
+        grad=written(grad),
+        grad_strides=() if grad is None else grad.stride(),
         image_scale=address(image_scale),
         pixel_scale=address(pixel_scale),
-        grad=written(grad),
-        grad_strides=(0,) * 5 if grad is None else _five(grad.stride()),
         image_sums=address(image_sums),
         pixel_loss=address(pixel_loss),
-        validate=validate,
-        threads=threads(),
     )
     if image_sums is not None:
         return reference.reduced(image_sums, problem), bad
@@ -382,34 +355,6 @@ def scale_gradient(problem: LossProblem, grad: Tensor, upstream: Tensor, *, divi
 
 def fill_negatives(out: Tensor, problem: LossProblem, *, probabilities: bool, wrong: bool, validate: bool) -> int:
     """See `Backend`."""
-    values, maps = problem.logits, problem.maps
-    labels = None if problem.labels is None else problem.labels.contiguous()
-    if problem.compact:
-        maps = (maps if maps.dtype in (torch.float32, torch.float64) else maps.to(torch.float32)).contiguous()
-    background = None if problem.background is None else problem.background.to(maps.dtype).contiguous()
-    scale = reference.all_class_scales(problem)
-    if scale is not None:
-        scale = scale.to(torch.float64).reshape(-1, values.shape[1]).contiguous()
-    bad: int = core().negatives(
-        values=values.data_ptr(),
-        dtype=_FLOAT_CODES[values.dtype],
-        sizes=_five(values.shape),
-        strides=_five(values.stride()),
-        map=maps.data_ptr(),
-        map_dtype=_FLOAT_CODES[maps.dtype],
-        map_strides=(0,) * 5 if problem.compact else _five(maps.stride()),
-        compact=problem.compact,
-        labels=address(labels),
-        label_code="u1" if labels is None else code(labels),
-        ignore=problem.ignore_index if labels is not None else None,
-        background=address(background),
-        background_value=problem.background_value,
-        class_scale=address(scale),
-        scale_groups=1 if scale is None else len(scale),
-        probabilities=probabilities,
-        wrong=wrong,
-        out=written(out),
-        validate=validate,
-        threads=threads(),
-    )
+    described_loss, _alive = _described_loss(problem, validate)
+    bad, _ = refused(core().negatives, described_loss, probabilities=probabilities, wrong=wrong, out=written(out))
     return bad

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from rwkernels.backends.native import address, code, core, grid, threads, written
+from rwkernels.backends.native import core, described, refused, threads, written
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -31,26 +31,24 @@ def fill_rectified_codes(
 
     `work` has room for as many float32 as there are labels. No code stands for NaN: labels ought to be checked.
     """
-    sizes, axes, steps = grid(labels, spacing)
-    bad: int = core().rectified_codes(
-        labels=labels.data_ptr(),
-        code=code(labels),
+    problem = described(
+        labels,
+        num_classes,
+        ignore_index,
+        spacing=spacing,
+        black_border=black_border,
+        class_max=class_max,
+        validate=validate,
+    )
+    return refused(
+        core().rectified,
+        problem,
         field=written(work),
+        count=count.data_ptr(),
         codes=written(codes),
         code_bytes=codes.element_size(),
         largest=largest.data_ptr(),
-        count=count.data_ptr(),
-        dims=sizes,
-        axes=axes,
-        spacing=steps,
-        num_classes=num_classes,
-        class_max=address(class_max),
-        ignore=ignore_index,
-        black_border=black_border,
-        validate=validate,
-        threads=threads(),
     )
-    return (-1, -2 - bad) if bad <= -2 else (bad, -1)
 
 
 def encode_values(codes: Tensor, values: Tensor) -> bool:
@@ -82,15 +80,8 @@ def pack_labels(labels: Tensor, num_classes: int, ignore_index: int | None, bits
     The code of an ignored label is `num_classes`.
     """
     packed = torch.empty(-(-labels.numel() * bits // 8), dtype=torch.uint8)
-    good: bool = core().pack_labels(
-        labels=labels.data_ptr(),
-        code=code(labels),
-        count=labels.numel(),
-        num_classes=num_classes,
-        ignore=ignore_index,
-        bits=bits,
-        packed=packed.data_ptr(),
-    )
+    problem = described(labels, num_classes, ignore_index, shape=(1, labels.numel()))
+    good: bool = core().pack_labels(problem, bits=bits, packed=packed.data_ptr())
     return packed if good else None
 
 
@@ -101,4 +92,4 @@ def unpack_labels(packed: NDArray[Any], bits: int, labels: NDArray[Any]) -> None
 
 def reverse_axes(values: NDArray[Any], out: NDArray[Any]) -> None:
     """Copies bytes [X, Y, Z], the first axis fastest in memory, into an array whose last axis is the fastest."""
-    core().reverse_axes(values.ctypes.data, out.ctypes.data, *values.shape, threads=threads())
+    core().reverse_axes(bytes=values.ctypes.data, out=out.ctypes.data, shape=values.shape, threads=threads())
