@@ -66,15 +66,26 @@ def _map_row(core: Any, sizes: tuple[int, ...], what: str) -> Prepared:
     image, pixels = labels(sizes), sizes[1] * sizes[2] * sizes[3]
     channels = CLASSES if what == "boundary" else 1
     out, count = array("f", bytes(4 * pixels * channels)), array("q", [0])
-    axes, steps = 2 if sizes[1] == 1 else 3, (1.0, 1.0, 1.0)
+    shape = sizes if sizes[1] > 1 else (sizes[0], *sizes[2:])
 
     def run() -> Any:
-        given = (_address(image), "u1", _address(out))
+        problem = core.MapProblem(
+            labels=_address(image),
+            label_dtype="u1",
+            shape=shape,
+            spacing=(),
+            black_border=False,
+            num_classes=CLASSES,
+            class_max=0,
+            ignore=None,
+            validate=True,
+            threads=1,
+        )
         if what == "distance":
-            return core.distance(*given, sizes, axes, steps, False, False, 1)
+            return core.distance(problem, out=_address(out), squared=False)
         if what == "rectified":
-            return core.rectified(*given, _address(count), sizes, axes, steps, CLASSES, 0, None, False, True, 1)
-        return core.boundary(*given, sizes, axes, steps, CLASSES, None, 0.0, 0.0, False, True, 1)
+            return core.rectified(problem, field=_address(out), count=_address(count))
+        return core.boundary(problem, out=_address(out), absent=0.0, inside_offset=0.0)
 
     return Prepared(run, pixels * (1 + 4 * channels))
 
@@ -85,33 +96,35 @@ def _loss_row(core: Any, *, compact: bool) -> Prepared:
     logits, grad = _floats(CLASSES * pixels), array("f", bytes(4 * CLASSES * pixels))
     maps, image = _floats(pixels if compact else CLASSES * pixels), labels(PLANE)
     scale, sums = array("d", [1 / (CLASSES * pixels)]), array("d", [0.0])
-    sizes, strides = (1, CLASSES, 1, height, width), (CLASSES * pixels, pixels, pixels, width, 1)
+    shape, strides = (1, CLASSES, height, width), (CLASSES * pixels, pixels, width, 1)
 
     def run() -> Any:
-        return core.region_wise(
+        problem = core.LossProblem(
             logits=_address(logits),
             dtype="f4",
-            sizes=sizes,
+            shape=shape,
             strides=strides,
             map=_address(maps),
             map_dtype="f4",
-            map_strides=(0,) * 5 if compact else strides,
-            compact=compact,
+            map_strides=None if compact else strides,
             labels=_address(image) if compact else 0,
-            label_code="u1",
+            label_dtype="u1",
             ignore=None,
             background=0,
             background_value=1.0,
             class_scale=0,
             scale_groups=1,
-            image_scale=_address(scale),
-            pixel_scale=0,
-            grad=_address(grad),
-            grad_strides=strides,
-            image_sums=_address(sums),
-            pixel_loss=0,
             validate=False,
             threads=1,
+        )
+        return core.region_wise(
+            problem,
+            grad=_address(grad),
+            grad_strides=strides,
+            image_scale=_address(scale),
+            pixel_scale=0,
+            image_sums=_address(sums),
+            pixel_loss=0,
         )
 
     return Prepared(run, pixels * (8 * CLASSES + 5 if compact else 12 * CLASSES))

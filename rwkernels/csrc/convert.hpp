@@ -27,7 +27,7 @@ RWK_INLINE void store_low(std::uint16_t* to, I v) {
 RWK_INLINE F read(const bf16* from) { return from_bits(widen(&from->bits) << 16); }
 
 // To nearest even. A NaN whose payload sits in the low half only would round to infinity: keep its top, made quiet.
-RWK_INLINE void write(bf16* to, F v) {
+RWK_INLINE void put(bf16* to, F v) {
   const I b = bits(v);
   const I rounded = b + 0x7fff + ((b >> 16) & 1);
   const Mask nan = less(splat(std::int32_t{0x7f800000}), b & 0x7fffffff);
@@ -39,14 +39,14 @@ RWK_INLINE void write(bf16* to, F v) {
 RWK_INLINE F read(const f16* from) {
   return (F)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
 }
-RWK_INLINE void write(f16* to, F v) {
+RWK_INLINE void put(f16* to, F v) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT));
 }
 #else
 RWK_INLINE F read(const f16* from) {
   return (F)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
 }
-RWK_INLINE void write(f16* to, F v) {
+RWK_INLINE void put(f16* to, F v) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT));
 }
 #endif
@@ -65,7 +65,7 @@ RWK_INLINE F read(const f16* from) {
 
 // To nearest even. Below 2^-14 the result is subnormal: adding 0.5, whose last place is 2^-24, rounds it there.
 // From 65520 on the rounding carries into the exponent of infinity by itself; 65536 and more is set to it.
-RWK_INLINE void write(f16* to, F v) {
+RWK_INLINE void put(f16* to, F v) {
   const I b = bits(v);
   const I magnitude = b & 0x7fffffff;
   I h = (magnitude - (112 << 23) + 0xfff + ((magnitude >> 13) & 1)) >> 13;
@@ -82,7 +82,9 @@ constexpr bool is_small = sizeof(A) == 2;
 
 RWK_INLINE void put(float* to, F v) { store(to, v); }
 RWK_INLINE void put(double* to, F v) {
-  for (int i = 0; i < lanes; ++i) to[i] = v[i];
+  using Doubles [[gnu::vector_size(8 * lanes), gnu::may_alias]] = double;
+  const Doubles wide = __builtin_convertvector(v, Doubles);
+  std::memcpy(to, &wide, sizeof wide);
 }
 
 // to[0, n) = from[0, n)
@@ -96,7 +98,7 @@ void convert_row(To* to, const From* from, std::int64_t n) {
       if constexpr (is_small<From>)
         put(out, read(in));
       else
-        write(out, load(in));
+        put(out, load(in));
     };
     for (std::int64_t i = 0; i < whole; i += lanes) vector(to + i, from + i);
     if (whole < n) {

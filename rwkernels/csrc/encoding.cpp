@@ -1,29 +1,15 @@
 #include "encoding.hpp"
 
+#include <algorithm>
 #include <limits>
 #include <stdexcept>
 #include <unordered_map>
 
+#include "bad_value.hpp"
+#include "labels.hpp"
+
 namespace rwk {
 namespace {
-
-LabelType label_type(const std::string& code) {
-  if (code == "u1") return LabelType::u1;
-  if (code == "i1") return LabelType::i1;
-  if (code == "i2") return LabelType::i2;
-  if (code == "i4") return LabelType::i4;
-  if (code == "i8") return LabelType::i8;
-  throw std::invalid_argument("code: expected one of u1, i1, i2, i4, i8, got '" + code + "'");
-}
-
-void check_classes(std::int64_t num_classes) {
-  if (num_classes < 0)
-    throw std::invalid_argument("num_classes: expected at least 0, got " + std::to_string(num_classes));
-  constexpr std::int64_t most = std::numeric_limits<std::int32_t>::max() - 2;
-  if (num_classes > most)
-    throw std::invalid_argument("num_classes: expected at most " + std::to_string(most) + ", got " +
-                                std::to_string(num_classes));
-}
 
 std::int64_t count_of_blocks(const Labels& labels) {
   return labels.batch * ((labels.pixels + tally_block - 1) / tally_block);
@@ -64,30 +50,13 @@ void rank(const Labels& labels, std::uint32_t* codes) {
 
 }  // namespace
 
-Labels make_labels(Address data, const std::string& code, const Dims& dims) {
-  const auto [b, z, y, x] = dims;
-  std::int64_t pixels = 0, total = 0;
-  if (b < 0 || z < 0 || y < 0 || x < 0) throw std::invalid_argument("dims: expected no negative length");
-  if (__builtin_mul_overflow(z, y, &pixels) || __builtin_mul_overflow(pixels, x, &pixels) ||
-      __builtin_mul_overflow(pixels, b, &total) || total > std::numeric_limits<std::int64_t>::max() / 8)
-    throw std::invalid_argument("dims: more elements than memory can hold");
-  return {pointer<const void>(data), label_type(code), b, pixels};
-}
-
-Classes make_classes(std::int64_t num_classes, const Ignore& ignore) {
-  check_classes(num_classes);
-  return {num_classes, ignore.has_value(), ignore.value_or(0)};
-}
-
-int useful_threads(const Labels& labels, int threads) {
-  return labels.batch * labels.pixels < (1 << 17) ? 1 : std::max(threads, 1);
-}
-
-Encoded encode(const Labels& labels, const Classes& classes, std::int64_t* count, int threads) {
+Encoded encode(const MapProblem& problem, std::int64_t* count) {
+  const Labels& labels = problem.labels;
+  const Classes& classes = problem.classes;
   Encoded result;
   const auto tallies = make_array<Tally>(count_of_blocks(labels));
   const bool class_ignored = classes.has_ignore && classes.ignore >= 0 && classes.ignore < classes.num_classes;
-  const bool as_it_is = labels.type == LabelType::u1 && !class_ignored;
+  const bool as_it_is = labels.type == Label::u8 && !class_ignored;
   Codes& codes = result.codes;
   codes.bytes = as_it_is || classes.num_classes <= 254 ? 1 : classes.num_classes <= 65534 ? 2 : 4;
   if (as_it_is) {
@@ -100,14 +69,16 @@ Encoded encode(const Labels& labels, const Classes& classes, std::int64_t* count
     codes.size = classes.num_classes + 2;
     codes.ignored = classes.num_classes;
   }
-  active_label_kernels().encode(labels, classes, result.memory.get(), codes.bytes, tallies.get(), threads);
+  active_label_kernels().encode(labels, classes, result.memory.get(), codes.bytes, tallies.get(),
+                                problem.threads);
   const Tallied sum = sum_tallies(labels, tallies.get(), count);
-  result.first_bad = sum.first_bad;
+  if (problem.validate) require_no_bad_label(sum.first_bad);
   codes.special = sum.ignored > 0 || sum.first_bad >= 0;
   return result;
 }
 
-Encoded encode_for_equality(const Labels& labels, int threads) {
+Encoded encode_for_equality(const MapProblem& problem) {
+  const Labels& labels = problem.labels;
   Encoded result;
   Codes& codes = result.codes;
   codes.data = labels.data;
@@ -115,7 +86,7 @@ Encoded encode_for_equality(const Labels& labels, int threads) {
   if (codes.bytes <= 2) return result;
   const std::int64_t blocks = count_of_blocks(labels);
   const auto extents = make_array<Extent>(blocks);
-  active_label_kernels().extents(labels, extents.get(), threads);
+  active_label_kernels().extents(labels, extents.get(), problem.threads);
   Extent all = extents[0];
   for (std::int64_t i = 1; i < blocks; ++i)
     all = {std::min(all.low, extents[i].low), std::max(all.high, extents[i].high)};
@@ -128,14 +99,15 @@ Encoded encode_for_equality(const Labels& labels, int threads) {
   if (range > std::numeric_limits<std::uint32_t>::max()) {
     rank(labels, reinterpret_cast<std::uint32_t*>(result.memory.get()));
   } else {
-    active_label_kernels().truncate(labels, result.memory.get(), needed, threads);
+    active_label_kernels().truncate(labels, result.memory.get(), needed, problem.threads);
   }
   return result;
 }
 
-std::int64_t find_bad_label(const Labels& labels, const Classes& classes, int threads) {
+std::int64_t find_bad_label(const MapProblem& problem) {
+  const Labels& labels = problem.labels;
   const auto tallies = make_array<Tally>(count_of_blocks(labels));
-  active_label_kernels().encode(labels, classes, nullptr, 1, tallies.get(), useful_threads(labels, threads));
+  active_label_kernels().encode(labels, problem.classes, nullptr, 1, tallies.get(), problem.threads);
   return sum_tallies(labels, tallies.get(), nullptr).first_bad;
 }
 

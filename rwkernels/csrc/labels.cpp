@@ -3,23 +3,12 @@
 #include <cstring>
 #include <type_traits>
 
+#include "codes.hpp"
 #include "pool.hpp"
 #include "simd.hpp"
 
 namespace rwk::RWK_ISA {
 namespace {
-
-// Calls body(address of pixel `at`) with the type of the labels.
-template <class Body>
-void with_type(LabelType type, const void* data, std::int64_t at, const Body& body) {
-  switch (type) {
-    case LabelType::u1: return body(static_cast<const std::uint8_t*>(data) + at);
-    case LabelType::i1: return body(static_cast<const std::int8_t*>(data) + at);
-    case LabelType::i2: return body(static_cast<const std::int16_t*>(data) + at);
-    case LabelType::i4: return body(static_cast<const std::int32_t*>(data) + at);
-    case LabelType::i8: return body(static_cast<const std::int64_t*>(data) + at);
-  }
-}
 
 template <class Body>
 void with_codes(int bytes, void* data, std::int64_t at, const Body& body) {
@@ -112,11 +101,6 @@ void encode(const Labels& labels, const Classes& classes, void* codes, int bytes
       tallies[i] = tally;
     });
   });
-}
-
-void encode_run_32(const void* labels, LabelType type, std::int64_t count, const Classes& classes,
-                   std::int32_t* codes) {
-  with_type(type, labels, 0, [&](const auto* from) { encode_run(from, count, classes, codes); });
 }
 
 void extents(const Labels& labels, Extent* extents, int threads) {
@@ -220,6 +204,6 @@ void unpack(const std::uint8_t* packed, std::int64_t count, int bits, std::uint8
 }  // namespace
 
 extern const LabelKernels label_kernels;
-const LabelKernels label_kernels = {encode, encode_run_32, extents, truncate, pack, unpack};
+const LabelKernels label_kernels = {encode, extents, truncate, pack, unpack};
 
 }  // namespace rwk::RWK_ISA

@@ -3,34 +3,10 @@
 
 #include <cstdint>
 
-#include "distance.hpp"
 #include "isa.hpp"
+#include "types.hpp"
 
 namespace rwk {
-
-enum class LabelType { u1, i1, i2, i4, i8 };
-inline int size_of(LabelType type) {
-  switch (type) {
-    case LabelType::i8: return 8;
-    case LabelType::i4: return 4;
-    case LabelType::i2: return 2;
-    default: return 1;
-  }
-}
-
-struct Labels {
-  const void* data;
-  LabelType type;
-  std::int64_t batch, pixels;  // per image
-};
-
-// Classes are [0, num_classes) without `ignore`. Classes keep their number; ignored pixels get the code
-// num_classes, labels of no class num_classes + 1.
-struct Classes {
-  std::int64_t num_classes;
-  bool has_ignore;
-  std::int64_t ignore;
-};
 
 struct Tally {  // of one block of pixels
   std::int64_t ignored;
@@ -45,9 +21,8 @@ struct Extent {
 
 struct LabelKernels {
   // Writes codes of `bytes` bytes, or none where `codes` is null; one tally for every tally_block pixels of an image.
+  // Classes keep their number; ignored pixels get the code num_classes, labels of no class num_classes + 1.
   void (*encode)(const Labels&, const Classes&, void* codes, int bytes, Tally* tallies, int threads);
-  // Same for `count` pixels that lie side by side, as 32-bit codes. For kernels that go block by block.
-  void (*encode_run)(const void* labels, LabelType, std::int64_t count, const Classes&, std::int32_t* codes);
   // Smallest and largest label of every tally_block pixels.
   void (*extents)(const Labels&, Extent* extents, int threads);
   // Keeps the low `bytes` bytes. Labels within an interval shorter than 2^(8 bytes) stay different.

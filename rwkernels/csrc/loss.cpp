@@ -1,18 +1,15 @@
 #include "loss.hpp"
 
-#include <atomic>
 #include <vector>
 
-#include "codes.hpp"
-#include "loss_rows.hpp"
 #include "loss_tile.hpp"
 #include "pool.hpp"
+#include "tile_pass.hpp"
 
 namespace rwk::RWK_ISA {
 namespace {
 
 constexpr int max_in_registers = 8;
-constexpr int pad = 16;  // tiles are padded to a multiple of this, the widest vector; rows lie this much apart
 constexpr std::int64_t worth_a_thread = 1 << 18;  // logits; fewer take less time than a thread to wake
 // A gradient of this many bytes has left the caches before the network reads it: it is written past them, which
 // saves fetching every line only to overwrite it.
@@ -55,28 +52,24 @@ double compute(const Tile<T>& tile, T* rows, bool dense) {
 
 // One call: what every tile needs to know, and what it leaves behind.
 template <class T>
-class Pass {
+class Pass : TilePass<T> {
+  using Base = TilePass<T>;
+  using Base::problem_, Base::images_, Base::classes_, Base::pixels_, Base::tile_, Base::tiles_;
+  using Base::logits_axes_, Base::map_axes_;
+
  public:
-  explicit Pass(const RegionWise& task)
-      : task_(task),
-        classes_(task.sizes[1]),
-        pixels_(task.pixels()),
-        tile_(tile_pixels(classes_)),
-        tiles_(pixels_ / tile_ + (pixels_ % tile_ != 0)),
+  Pass(const LossProblem& problem, const LossPass& task)
+      : Base(problem, tile_pixels(problem.sizes[1])),
+        task_(task),
         pitch_(tile_ + pad),
         in_registers_(std::is_same_v<T, float> && classes_ <= max_in_registers),
-        logits_axes_(task.sizes + 2, task.logits.stride + 2),
-        grad_axes_(task.sizes + 2, task.grad.stride + 2),
-        map_axes_(task.sizes + 2, task.map.stride + 2),
-        streams_(may_stream(task)),
-        partial_(task.image_sums ? task.sizes[0] * tiles_ : 0) {
-    if (task.class_scale)
-      class_scale_.assign(task.class_scale, task.class_scale + task.scale_groups * classes_);
-  }
+        grad_axes_(problem.sizes + 2, task.grad.stride + 2),
+        streams_(may_stream()),
+        partial_(task.image_sums ? images_ * tiles_ : 0) {}
 
   std::int64_t run() {
-    const std::int64_t images = task_.sizes[0], tiles = images * tiles_;
-    const int threads = images * classes_ * pixels_ < worth_a_thread ? 1 : task_.threads;
+    const std::int64_t tiles = images_ * tiles_;
+    const int threads = images_ * classes_ * pixels_ < worth_a_thread ? 1 : problem_.threads;
     // A thread takes neighbouring tiles, so that what the processor prefetches is its own.
     std::int64_t chunk = tiles / (8 * threads);
     chunk = chunk < 1 ? 1 : chunk > 64 ? 64 : chunk;
@@ -86,26 +79,25 @@ class Pass {
       stream_fence();
     });
     if (task_.image_sums)
-      for (std::int64_t b = 0; b < images; ++b) {
+      for (std::int64_t b = 0; b < images_; ++b) {
         double sum = 0;
         for (std::int64_t t = 0; t < tiles_; ++t) sum += partial_[b * tiles_ + t];
         task_.image_sums[b] = sum;
       }
-    const std::int64_t bad = lowest_bad_.load();
-    return bad == none ? -1 : bad;
+    return this->first_bad_label();
   }
 
  private:
-  static constexpr std::int64_t none = std::numeric_limits<std::int64_t>::max();
   static constexpr Real wide = std::is_same_v<T, float> ? Real::f32 : Real::f64;
 
-  bool may_stream(const RegionWise& task) const {
+  bool may_stream() const {
     constexpr std::int64_t vector = lanes * sizeof(float);
-    if (!std::is_same_v<T, float> || task.grad.data == nullptr || task.grad.dtype != Real::f32) return false;
-    const bool aligned = reinterpret_cast<std::uintptr_t>(task.grad.data) % vector == 0 &&
-                         task.grad.stride[0] % lanes == 0 && task.grad.stride[1] % lanes == 0;
+    const Tensor& grad = task_.grad;
+    if (!std::is_same_v<T, float> || grad.data == nullptr || grad.dtype != Real::f32) return false;
+    const bool aligned = reinterpret_cast<std::uintptr_t>(grad.data) % vector == 0 && grad.stride[0] % lanes == 0 &&
+                         grad.stride[1] % lanes == 0;
     return aligned && grad_axes_.rows_are_dense() &&
-           task.sizes[0] * classes_ * pixels_ >= worth_streaming / std::int64_t{sizeof(float)};
+           images_ * classes_ * pixels_ >= worth_streaming / std::int64_t{sizeof(float)};
   }
 
   // The thread's scratch, cut into pieces.
@@ -132,16 +124,8 @@ class Pass {
   // One number per pixel: in place if it can be read there, else padded or converted.
   const T* per_pixel(const void* data, Real dtype, std::int64_t first, int n, T* buffer) const {
     if (data == nullptr) return nullptr;
-    const bool whole = n % pad == 0;
-    if (dtype == wide) {
-      const T* from = static_cast<const T*>(data) + first;
-      if (whole) return from;
-      convert_row(buffer, from, n);
-    } else if (dtype == Real::f64) {
-      convert_row(buffer, static_cast<const double*>(data) + first, n);
-    } else {
-      convert_row(buffer, static_cast<const float*>(data) + first, n);
-    }
+    if (dtype == wide && n % pad == 0) return static_cast<const T*>(data) + first;
+    copy_pixels(data, dtype, first, n, buffer);
     return buffer;
   }
 
@@ -153,22 +137,21 @@ class Pass {
   }
 
   void one_tile(std::int64_t index) {
-    const std::int64_t image = index / tiles_, first = index % tiles_ * tile_;
-    const int n = static_cast<int>(pixels_ - first < tile_ ? pixels_ - first : tile_);
-    const std::int64_t flat = image * pixels_ + first;
-    const Patch patch{image, first, n, classes_};
+    const Patch patch = this->patch(index);
+    const int n = patch.pixels;
+    const std::int64_t flat = this->flat(patch);
     const Scratch s = scratch();
 
     Tile<T> tile;
     tile.pixels = (n + pad - 1) / pad * pad;
     tile.classes = classes_;
-    read_labels(flat, n, s.codes, tile);
+    read_codes(patch, s.codes, tile);
     read_map(patch, flat, s, tile);
-    if (in_place(task_.logits, logits_axes_, n)) {
-      tile.logits = address(task_.logits, patch);
-      tile.logits_pitch = task_.logits.stride[1];
+    if (in_place(problem_.logits, logits_axes_, n)) {
+      tile.logits = address(problem_.logits, patch);
+      tile.logits_pitch = problem_.logits.stride[1];
     } else {
-      load_rows(task_.logits, logits_axes_, patch, s.logits, pitch_, s.raw);
+      load_rows(problem_.logits, logits_axes_, patch, s.logits, pitch_, s.raw);
       tile.logits = s.logits;
       tile.logits_pitch = pitch_;
     }
@@ -178,29 +161,23 @@ class Pass {
       tile.grad_pitch = grad_in_place ? task_.grad.stride[1] : pitch_;
       tile.streams = streams_ && grad_in_place;
     }
-    if (!class_scale_.empty())
-      tile.class_scale = class_scale_.data() + image / (task_.sizes[0] / task_.scale_groups) * classes_;
-    if (task_.image_scale) tile.scale = static_cast<T>(task_.image_scale[image]);
+    tile.class_scale = this->class_scale(patch.image);
+    if (task_.image_scale) tile.scale = static_cast<T>(task_.image_scale[patch.image]);
     tile.pixel_scale = per_pixel(task_.pixel_scale, wide, flat, n, s.pixel_scale);
     T* loss = task_.pixel_loss ? static_cast<T*>(task_.pixel_loss) + flat : nullptr;
     if (loss) tile.pixel_loss = n % pad == 0 ? loss : s.loss;
 
-    const double sum = compute(tile, s.logits, !task_.compact);
+    const double sum = compute(tile, s.logits, !problem_.compact);
     if (!partial_.empty()) partial_[index] = sum;
     if (loss && n % pad != 0) convert_row(loss, s.loss, n);
     if (task_.grad.data && !grad_in_place)
       store_rows(task_.grad, grad_axes_, patch, s.logits, pitch_, s.raw, streams_ && n % pad == 0);
   }
 
-  void read_labels(std::int64_t flat, int n, std::int32_t* codes, Tile<T>& tile) {
-    if (task_.labels) {
-      tile.all_classes = encode(flat, n, task_, codes);
-      if (!tile.all_classes)
-        for (int i = 0; i < n; ++i)
-          if (codes[i] == bad_label) {
-            lower(lowest_bad_, flat + i);
-            break;
-          }
+  void read_codes(const Patch& patch, std::int32_t* codes, Tile<T>& tile) {
+    const int n = patch.pixels;
+    if (problem_.labels.data) {
+      tile.all_classes = this->read_labels(patch, codes);
     } else if (n < tile.pixels) {
       for (int i = 0; i < n; ++i) codes[i] = 0;
     }
@@ -210,11 +187,11 @@ class Pass {
   }
 
   void read_map(const Patch& patch, std::int64_t flat, const Scratch& s, Tile<T>& tile) const {
-    const Tensor& map = task_.map;
-    if (task_.compact) {
+    const Tensor& map = problem_.map;
+    if (problem_.compact) {
       tile.map = per_pixel(map.data, map.dtype, flat, patch.pixels, s.map);
-      tile.background = per_pixel(task_.background, map.dtype, flat, patch.pixels, s.background);
-      tile.background_value = static_cast<T>(task_.background_value);
+      tile.background = per_pixel(problem_.background, map.dtype, flat, patch.pixels, s.background);
+      tile.background_value = static_cast<T>(problem_.background_value);
     } else if (in_place(map, map_axes_, patch.pixels)) {
       tile.map = address(map, patch);
       tile.map_pitch = map.stride[1];
@@ -225,20 +202,16 @@ class Pass {
     }
   }
 
-  const RegionWise& task_;
-  const std::int64_t classes_, pixels_;
-  const int tile_;
-  const std::int64_t tiles_, pitch_;
+  const LossPass& task_;
+  const std::int64_t pitch_;
   const bool in_registers_;
-  const Axes logits_axes_, grad_axes_, map_axes_;
+  const Axes grad_axes_;
   const bool streams_;
   std::vector<double> partial_;
-  std::vector<T> class_scale_;
-  std::atomic<std::int64_t> lowest_bad_{none};
 };
 
-std::int64_t region_wise(const RegionWise& task) {
-  return task.logits.dtype == Real::f64 ? Pass<double>(task).run() : Pass<float>(task).run();
+std::int64_t region_wise(const LossProblem& problem, const LossPass& task) {
+  return problem.logits.dtype == Real::f64 ? Pass<double>(problem, task).run() : Pass<float>(problem, task).run();
 }
 
 }  // namespace

@@ -4,12 +4,10 @@
 #include <cmath>
 #include <limits>
 
+#include "codes.hpp"
 #include "simd.hpp"
 
 namespace rwk::RWK_ISA {
-
-// What a label says about its pixel: a class, or one of these.
-constexpr std::int32_t ignored = -1, bad_label = -2;
 
 template <class T>
 struct Tile {

@@ -2,14 +2,27 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "distance.hpp"
 #include "isa.hpp"
-#include "labels.hpp"
+#include "types.hpp"
 
 namespace rwk {
 
-enum class Float { f4, f8, bf, f2 };
+// What distances and maps are computed from.
+struct MapProblem {
+  Labels labels;
+  std::vector<std::int64_t> shape;  // of the labels, [B, *S], as it was given
+  Grid grid;
+  bool black_border = false;
+  Classes classes;
+  const float* class_max = nullptr;  // [B, num_classes] or null: the largest distances of the images themselves
+  bool validate = false;
+  int threads = 1;  // as many as are worth waking
+
+  bool empty() const { return labels.batch == 0 || labels.pixels == 0; }
+};
 
 struct RectifiedMap {
   std::int64_t num_classes;
@@ -36,7 +49,7 @@ struct DenseMap {
   float background_value;
   const float* class_scale;  // [num_classes] or null
   void* out;                 // [batch, num_classes, pixels]
-  Float type;
+  Real type;
 };
 
 struct MapKernels {

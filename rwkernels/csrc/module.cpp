@@ -2,13 +2,40 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include "bad_value.hpp"
 #include "bind.hpp"
 #include "isa.hpp"
 
 namespace nb = nanobind;
 
+namespace {
+
+// BadValue becomes an exception class of the module, with its place as attributes.
+void bind_bad_value(nb::module_& m) {
+  m.attr("BadValue") = nb::steal(PyErr_NewExceptionWithDoc(
+      "_native.BadValue",
+      "A value that an array of the caller's may not hold: `argument` is \"labels\" or \"class_max\", `index` the "
+      "flat index of the first one there.",
+      PyExc_ValueError, nullptr));
+  nb::register_exception_translator(
+      [](const std::exception_ptr& thrown, void* type) {
+        try {
+          std::rethrow_exception(thrown);
+        } catch (const rwk::BadValue& bad) {
+          const nb::handle raised(static_cast<PyObject*>(type));
+          nb::object error = raised(bad.what());
+          error.attr("argument") = bad.argument;
+          error.attr("index") = bad.index;
+          PyErr_SetObject(raised.ptr(), error.ptr());
+        }
+      },
+      nb::object(m.attr("BadValue")).ptr());
+}
+
+}  // namespace
+
 NB_MODULE(_native, m) {
-  m.doc() = "The C++ core. Takes addresses and checked sizes; backends/native.py is its only caller.";
+  m.doc() = "The C++ core. Takes addresses and checked sizes; backends/native is its only caller.";
   m.def("isas", [] {
     std::vector<std::string> names;
     for (rwk::Isa isa : rwk::runnable_isas()) names.emplace_back(rwk::name(isa));
@@ -16,10 +43,10 @@ NB_MODULE(_native, m) {
   });
   m.def("active_isa", [] { return std::string(rwk::name(rwk::active_isa())); });
   m.def("force_isa", &rwk::force_isa, nb::arg("name"));
-  rwk::bind_value_codes(m);
-  rwk::bind_labels(m);
+  bind_bad_value(m);
+  rwk::bind_problems(m);
   rwk::bind_distance(m);
   rwk::bind_axis(m);
+  rwk::bind_codes(m);
   rwk::bind_loss(m);
-  rwk::bind_negatives(m);
 }

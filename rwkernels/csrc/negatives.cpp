@@ -1,48 +1,37 @@
 #include "negatives.hpp"
 
-#include <atomic>
 #include <limits>
-#include <vector>
 
-#include "codes.hpp"
-#include "loss_rows.hpp"
+#include "loss_tile.hpp"
 #include "pool.hpp"
+#include "tile_pass.hpp"
 
 namespace rwk::RWK_ISA {
 namespace {
 
-constexpr int pad = 16;  // the widest vector
 constexpr int tile_pixels = 256;
 constexpr std::int64_t worth_a_thread = 1 << 16;  // products; fewer take less time than a thread to wake
 
 // Entry k has the sign of -sum_l y_l (z_l - z_k). The sum is taken over the differences and not as (sum y z) - z_k, so
 // that the rounding of a sum that does not cancel cannot turn its sign; that takes K^2 products a pixel.
 template <class T>
-class Counter {
+class Counter : TilePass<T> {
+  using Base = TilePass<T>;
+  using Base::problem_, Base::images_, Base::classes_, Base::tiles_;
+
  public:
-  explicit Counter(const Negatives& task)
-      : task_(task),
-        classes_(task.sizes[1]),
-        pixels_(task.pixels()),
-        tiles_((pixels_ + tile_pixels - 1) / tile_pixels),
-        values_axes_(task.sizes + 2, task.values.stride + 2),
-        map_axes_(task.sizes + 2, task.map.stride + 2) {
-    if (task.class_scale)
-      class_scale_.assign(task.class_scale, task.class_scale + task.scale_groups * classes_);
-  }
+  Counter(const LossProblem& problem, const NegativesCount& task) : Base(problem, tile_pixels), task_(task) {}
 
   std::int64_t run() {
-    const std::int64_t tiles = task_.sizes[0] * tiles_;
-    const int threads = tiles * tile_pixels * classes_ * classes_ < worth_a_thread ? 1 : task_.threads;
-    parallel_for(tiles, threads, [&](std::int64_t t) { one_tile(t / tiles_, t % tiles_ * tile_pixels); });
-    const std::int64_t bad = lowest_bad_.load();
-    return bad == none ? -1 : bad;
+    const std::int64_t tiles = images_ * tiles_;
+    const int threads = tiles * tile_pixels * classes_ * classes_ < worth_a_thread ? 1 : problem_.threads;
+    parallel_for(tiles, threads, [&](std::int64_t t) { one_tile(this->patch(t)); });
+    return this->first_bad_label();
   }
 
  private:
   using V = typename Lane<T>::V;
   using Ints = typename Lane<T>::Codes;
-  static constexpr std::int64_t none = std::numeric_limits<std::int64_t>::max();
   static constexpr std::int64_t pitch = tile_pixels + pad;
 
   struct Scratch {
@@ -64,41 +53,25 @@ class Counter {
     return s;
   }
 
-  void one_tile(std::int64_t image, std::int64_t first) {
-    const int n = static_cast<int>(pixels_ - first < tile_pixels ? pixels_ - first : tile_pixels);
-    const std::int64_t flat = image * pixels_ + first;
-    const Patch patch{image, first, n, classes_};
+  void one_tile(const Patch& patch) {
+    const int n = patch.pixels;
     const Scratch s = scratch();
-    read_labels(flat, n, s.codes);
-    load_rows(task_.values, values_axes_, patch, s.y, pitch, s.raw);
-    read_map(patch, flat, s);
-    const T* scale = class_scale_.empty()
-                         ? nullptr
-                         : class_scale_.data() + image / (task_.sizes[0] / task_.scale_groups) * classes_;
+    for (int i = 0; i < tile_pixels; ++i) s.codes[i] = 0;
+    if (problem_.labels.data) this->read_labels(patch, s.codes);
+    load_rows(problem_.logits, this->logits_axes_, patch, s.y, pitch, s.raw);
+    read_map(patch, s);
+    const T* scale = this->class_scale(patch.image);
     for (int i = 0; i < n; i += Lane<T>::count) count(s, i, scale);
-    std::memcpy(task_.out + flat, s.counts, n * sizeof(std::int32_t));
+    std::memcpy(task_.out + this->flat(patch), s.counts, n * sizeof(std::int32_t));
   }
 
-  void read_labels(std::int64_t flat, int n, std::int32_t* codes) {
-    for (int i = 0; i < tile_pixels; ++i) codes[i] = 0;
-    if (!task_.labels || encode(flat, n, task_, codes)) return;
-    for (int i = 0; i < n; ++i)
-      if (codes[i] == bad_label) return lower(lowest_bad_, flat + i);
-  }
-
-  void read_map(const Patch& patch, std::int64_t flat, const Scratch& s) const {
-    const Tensor& map = task_.map;
-    if (!task_.compact) return load_rows(map, map_axes_, patch, s.z, pitch, s.raw);
-    per_pixel(map.data, map.dtype, flat, patch.pixels, s.foreground);
-    if (task_.background) return per_pixel(task_.background, map.dtype, flat, patch.pixels, s.background);
-    for (int i = 0; i < patch.pixels; ++i) s.background[i] = static_cast<T>(task_.background_value);
-  }
-
-  static void per_pixel(const void* data, Real dtype, std::int64_t first, int n, T* rows) {
-    if (dtype == Real::f64)
-      convert_row(rows, static_cast<const double*>(data) + first, n);
-    else
-      convert_row(rows, static_cast<const float*>(data) + first, n);
+  void read_map(const Patch& patch, const Scratch& s) const {
+    const Tensor& map = problem_.map;
+    if (!problem_.compact) return load_rows(map, this->map_axes_, patch, s.z, pitch, s.raw);
+    copy_pixels(map.data, map.dtype, this->flat(patch), patch.pixels, s.foreground);
+    if (problem_.background)
+      return copy_pixels(problem_.background, map.dtype, this->flat(patch), patch.pixels, s.background);
+    for (int i = 0; i < patch.pixels; ++i) s.background[i] = static_cast<T>(problem_.background_value);
   }
 
   // Probabilities, of logits over the largest one; 0 below the smallest normal number.
@@ -120,14 +93,14 @@ class Counter {
     const Ints codes = Lane<T>::codes(s.codes + i);
     for (std::int64_t k = 0; k < classes_; ++k) {
       T* at = s.z + k * pitch + i;
-      V value = task_.compact ? (codes == Lane<T>::code(k) ? load(s.foreground + i) : load(s.background + i)) : load(at);
+      V value = problem_.compact ? (codes == Lane<T>::code(k) ? load(s.foreground + i) : load(s.background + i)) : load(at);
       store(at, scale ? value * scale[k] : value);
     }
   }
 
   void count(const Scratch& s, int i, const T* scale) const {
     to_probabilities(s.y, i);
-    if (task_.compact || scale) to_map(s, i, scale);
+    if (problem_.compact || scale) to_map(s, i, scale);
     const Ints codes = Lane<T>::codes(s.codes + i);
     Ints found{}, valid = codes >= Ints{};
     for (std::int64_t k = 0; k < classes_; ++k) {
@@ -146,16 +119,13 @@ class Counter {
     for (int j = 0; j < Lane<T>::count; ++j) s.counts[i + j] = valid[j] ? static_cast<std::int32_t>(found[j]) : -1;
   }
 
-  const Negatives& task_;
-  const std::int64_t classes_, pixels_, tiles_;
-  const Axes values_axes_, map_axes_;
-  std::vector<T> class_scale_;
-  std::atomic<std::int64_t> lowest_bad_{none};
+  const NegativesCount& task_;
 };
 
-std::int64_t count(const Negatives& task) {
-  if (task.sizes[0] * task.pixels() == 0) return -1;
-  return task.values.dtype == Real::f64 ? Counter<double>(task).run() : Counter<float>(task).run();
+std::int64_t count(const LossProblem& problem, const NegativesCount& task) {
+  if (problem.sizes[0] * problem.pixels() == 0) return -1;
+  return problem.logits.dtype == Real::f64 ? Counter<double>(problem, task).run()
+                                           : Counter<float>(problem, task).run();
 }
 
 }  // namespace

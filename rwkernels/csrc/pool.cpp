@@ -11,6 +11,8 @@
 #include <new>
 #include <thread>
 
+#include "memory.hpp"
+
 namespace rwk {
 namespace {
 
@@ -102,10 +104,6 @@ Pool& the_pool() {
   if (pool == nullptr) pool = new Pool;  // never destroyed: its threads may outlive static destructors
   return *pool;
 }
-
-struct Free {
-  void operator()(void* memory) const { std::free(memory); }
-};
 
 }  // namespace
 

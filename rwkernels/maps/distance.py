@@ -11,7 +11,6 @@ from rwkernels import arrays, checks
 from rwkernels.backends.problem import MapProblem
 from rwkernels.ops import labels as ops  # noqa: F401  (ops defines the operators)
 
-
 _EQUALITY = object()  # in place of a number of classes
 
 

@@ -7,6 +7,7 @@ reported. Numbers are compared with the tests' references elsewhere; here a reru
 import os
 import sys
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import _native
@@ -44,123 +45,121 @@ def label_images(batch: int, shape: tuple[int, ...], num_classes: int, dtype: ty
     return [np.ascontiguousarray(a, dtype) for a in (random, coarse, uniform, single)]
 
 
+def described(labels: np.ndarray, code: str, threads: int, num_classes: int = 0, **options: Any) -> Any:
+    """The core's problem of labels [B, *S]; `options` are what is not left out of it."""
+    given = {
+        "shape": labels.shape,
+        "spacing": (),
+        "black_border": False,
+        "class_max": 0,
+        "ignore": None,
+        "validate": False,
+    }
+    return _native.MapProblem(
+        **given | options, labels=address(labels), label_dtype=code, num_classes=num_classes, threads=threads
+    )
+
+
+def refusal(call: Callable[..., None], problem: Any, **arguments: Any) -> np.ndarray:
+    """Whether labels are refused or class_max, and the flat index of what is bad; -1 twice if nothing is."""
+    try:
+        call(problem, **arguments)
+    except _native.BadValue as bad:
+        return np.array([bad.argument == "labels", bad.index])
+    return np.array([-1, -1])
+
+
 def distances(labels: np.ndarray, code: str, num_classes: int, threads: int) -> list[np.ndarray]:
     """Every function on labels; ends with the arrays they wrote."""
     batch, *shape = labels.shape
-    axes = len(shape)
-    dims = (batch, *[1] * (3 - axes), *shape)
-    spacing = (2.5, 1.0, 0.75)
+    spacing = (2.5, 1.0, 0.75)[3 - len(shape) :]
     like, dense = labels.shape, (batch, num_classes, *shape)
     out = {name: np.zeros(like, np.float32) for name in ("plain", "border", "rectified")}
     out |= {name: np.zeros(dense, np.float32) for name in ("classes", "boundary", "dense")}
     half, count = np.zeros(dense, np.uint16), np.zeros(batch, np.int64)
     maxima = np.zeros((batch, num_classes), np.float32)
     codes_of, field = [np.zeros(like, np.uint8), np.zeros(like, np.uint16)], np.zeros(like, np.float32)
-    given = address(labels), code
-    _native.distance(*given, address(out["plain"]), dims, axes, spacing, False, False, threads)
-    _native.distance(*given, address(out["border"]), dims, axes, (1.0,) * 3, True, True, threads)
-    _native.class_distance(
-        *given, address(out["classes"]), dims, axes, spacing, num_classes, False, None, True, threads
-    )
-    _native.class_max(*given, address(out["border"]), address(maxima), dims, num_classes, threads)
+
+    def problem(num_classes: int = num_classes, **options: Any) -> Any:
+        return described(labels, code, threads, num_classes, **options)
+
+    _native.distance(problem(spacing=spacing), out=address(out["plain"]), squared=False)
+    _native.distance(problem(black_border=True), out=address(out["border"]), squared=True)
+    _native.class_distance(problem(spacing=spacing, validate=True), out=address(out["classes"]), squared=False)
+    _native.class_max(problem(), distance=address(out["border"]), out=address(maxima))
     threes = np.full((batch, num_classes), 3.0, np.float32)
     for class_max in (None, threes):
-        _native.rectified(
-            *given,
-            address(out["rectified"]),
-            address(count),
-            dims,
-            axes,
-            spacing,
-            num_classes,
-            address(class_max),
-            0,
-            True,
-            True,
-            threads,
-        )
+        given = problem(spacing=spacing, black_border=True, ignore=0, validate=True, class_max=address(class_max))
+        _native.rectified(given, field=address(out["rectified"]), count=address(count))
         for codes in codes_of:
-            _native.rectified_codes(
-                labels=given[0],
-                code=code,
+            _native.rectified(
+                given,
                 field=address(field),
+                count=address(count),
                 codes=address(codes),
                 code_bytes=codes.itemsize,
                 largest=address(maxima),
-                count=address(count),
-                dims=dims,
-                axes=axes,
-                spacing=spacing,
-                num_classes=num_classes,
-                class_max=address(class_max),
-                ignore=0,
-                black_border=True,
-                validate=True,
-                threads=threads,
             )
-    _native.boundary(
-        *given, address(out["boundary"]), dims, axes, spacing, num_classes, 0, 0.0, 1.0, False, True, threads
-    )
+    given = problem(spacing=spacing, ignore=0, validate=True)
+    _native.boundary(given, out=address(out["boundary"]), absent=0.0, inside_offset=1.0)
     scale = np.linspace(0.5, 2, num_classes, dtype=np.float32)
     for array, kind in ((out["dense"], "f4"), (half, "bf"), (half, "f2")):
         _native.dense(
-            *given,
-            address(out["rectified"]),
-            address(out["plain"]),
-            1.0,
-            address(scale),
-            address(array),
-            kind,
-            dims,
-            num_classes,
-            None,
-            threads,
+            problem(),
+            foreground=address(out["rectified"]),
+            background=address(out["plain"]),
+            background_value=1.0,
+            class_scale=address(scale),
+            out=address(array),
+            out_dtype=kind,
         )
     # A smaller class count makes labels bad: found when checked, harmless when not.
-    _native.first_bad_label(*given, labels.size, 1, None, threads)
-    _native.rectified(*given, address(out["plain"]), 0, dims, axes, spacing, 1, 0, None, False, False, threads)
+    few, first_bad = problem(1, spacing=spacing), _native.first_bad_label(problem(1))
+    _native.rectified(few, field=address(out["plain"]), count=0)
+    given = problem(1, spacing=spacing, validate=True)
+    refused = [refusal(_native.rectified, given, field=address(field), count=address(count))]
+    assert refused[0][1] == first_bad
+    given = problem(class_max=address(np.zeros_like(threes)))
+    refused += [refusal(_native.rectified, given, field=address(field), count=0)]
     reversed_bytes = np.zeros(labels.size, np.uint8)
     if labels.itemsize == 1 and batch > 0:
-        _native.reverse_axes(given[0], address(reversed_bytes), *dims[1:], threads)
-    return [*out.values(), half, count, maxima, *codes_of, reversed_bytes]
+        lengths = (*[1] * (3 - len(shape)), *shape)
+        _native.reverse_axes(bytes=address(labels), out=address(reversed_bytes), shape=lengths, threads=threads)
+    return [*out.values(), half, count, maxima, *codes_of, reversed_bytes, *refused]
 
 
 def single_steps(labels: np.ndarray, code: str, num_classes: int, threads: int) -> list[np.ndarray]:
     """Passes along one axis each, and Eq. 4 on one block."""
-    given = {"labels": address(labels), "code": code, "threads": threads}
     field, written = np.full(labels.shape, np.nan, np.float32), []
     for axis in reversed(range(1, labels.ndim)):
-        lines = {
-            "outer": int(np.prod(labels.shape[:axis])),
-            "n": labels.shape[axis],
-            "inner": int(np.prod(labels.shape[axis + 1 :])),
-        }
         first = axis == labels.ndim - 1
-        _native.axis_pass(**given, **lines, field=address(field), unit=0.7, first=first, bounded=axis % 2 == 0)
+        lines = (int(np.prod(labels.shape[:axis])), labels.shape[axis], int(np.prod(labels.shape[axis + 1 :])))
+        problem = described(labels, code, threads, shape=lines, black_border=axis % 2 == 0)
+        _native.axis_pass(problem, field=address(field), unit=0.7, first=first)
         written.append(field.copy())
     maxima = np.linspace(2, 9, num_classes, dtype=np.float32)
     for class_max in (None, maxima):
         block = field.copy()
-        _native.rectify(
-            **given,
-            field=address(block),
-            n=labels.size,
-            num_classes=num_classes,
-            squared_max=address(maxima),
+        problem = described(
+            labels,
+            code,
+            threads,
+            num_classes,
+            shape=(1, labels.size),
+            spacing=(0.7,),
             class_max=address(class_max),
-            spacing=0.7,
             ignore=0,
         )
+        _native.rectify(problem, field=address(block), squared_max=address(maxima))
         written.append(block)
     return written
 
 
 def losses(labels: np.ndarray, code: str, num_classes: int, threads: int) -> list[np.ndarray]:
-    """The loss of dense and compact maps, contiguous and with the classes last, in every dtype."""
+    """The loss of dense and compact maps and its signs, contiguous and with the classes last, in every dtype."""
     batch, *shape = labels.shape
-    sizes = (batch, num_classes, *[1] * (3 - len(shape)), *shape)
     written: list[np.ndarray] = []
-    values = np.random.default_rng(1).standard_normal((*sizes[:2], *sizes[2:]))
+    values = np.random.default_rng(1).standard_normal((batch, num_classes, *shape))
     for dtype, code_of_dtype in ((np.float32, "f4"), (np.float64, "f8"), (np.float16, "f2"), (np.uint16, "bf")):
         bits = values.astype(np.float32).view(np.uint32) >> 16 if dtype is np.uint16 else values
         for classes_last in (False, True):
@@ -170,37 +169,40 @@ def losses(labels: np.ndarray, code: str, num_classes: int, threads: int) -> lis
             grad = np.zeros_like(logits)
             strides = tuple(s // logits.itemsize for s in logits.strides)
             precise = np.float64 if dtype is np.float64 else np.float32
-            sums, pixels = np.zeros(batch), np.zeros((batch, *sizes[2:]), precise)
+            sums, pixels, signs = np.zeros(batch), np.zeros(labels.shape, precise), np.zeros(labels.shape, np.int32)
             foreground = np.linspace(-1, 0, labels.size, dtype=np.float32)
             weights, ones = np.linspace(0.5, 2, num_classes), np.ones(batch)
             pixel_ones = np.ones(pixels.shape, precise)
             for compact in (False, True):
-                _native.region_wise(
+                problem = _native.LossProblem(
                     logits=address(logits),
                     dtype=code_of_dtype,
-                    sizes=sizes,
+                    shape=logits.shape,
                     strides=strides,
                     map=address(foreground if compact else logits),
                     map_dtype="f4" if compact else code_of_dtype,
-                    map_strides=(0,) * 5 if compact else strides,
-                    compact=compact,
+                    map_strides=None if compact else strides,
                     labels=address(labels),
-                    label_code=code,
+                    label_dtype=code,
                     ignore=0,
                     background=0,
                     background_value=1.0,
                     class_scale=address(weights) if compact else 0,
                     scale_groups=1,
-                    image_scale=address(ones),
-                    pixel_scale=address(pixel_ones),
-                    grad=address(grad),
-                    grad_strides=strides,
-                    image_sums=address(sums),
-                    pixel_loss=address(pixels),
                     validate=True,
                     threads=threads,
                 )
-                written += [sums.copy(), pixels.copy(), grad.copy()]
+                _native.region_wise(
+                    problem,
+                    grad=address(grad),
+                    grad_strides=strides,
+                    image_scale=address(ones),
+                    pixel_scale=address(pixel_ones),
+                    image_sums=address(sums),
+                    pixel_loss=address(pixels),
+                )
+                _native.negatives(problem, probabilities=False, wrong=compact, out=address(signs))
+                written += [sums.copy(), pixels.copy(), grad.copy(), signs.copy()]
     return written
 
 
@@ -227,8 +229,12 @@ def value_codes(threads: int) -> None:
         values = -RNG.random(size, np.float32)
         for kind, steps in ((np.uint8, 255), (np.uint16, 65_535)):
             codes, back = np.empty(size, kind), np.empty(size, np.float32)
-            assert _native.encode_values(address(values), size, codes.itemsize, address(codes), threads)
-            _native.decode_values(address(codes), size, codes.itemsize, address(back), threads)
+            assert _native.encode_values(
+                values=address(values), count=size, bytes=codes.itemsize, codes=address(codes), threads=threads
+            )
+            _native.decode_values(
+                codes=address(codes), count=size, bytes=codes.itemsize, values=address(back), threads=threads
+            )
             assert np.array_equal(codes, np.rint(values.astype(np.float64) * -steps))
             assert np.abs(back - values).max(initial=0) < 0.51 / steps
 
@@ -242,12 +248,13 @@ def packed_labels(dtypes: dict[str, type]) -> None:
                 expected = RNG.integers(0, classes + 1, size)
                 labels = np.where(expected == classes, 101, expected).astype(dtype)
                 packed, back = np.empty(-(-size * bits // 8), np.uint8), np.empty(size, np.uint8)
-                assert _native.pack_labels(address(labels), code, size, classes, 101, bits, address(packed))
-                _native.unpack_labels(address(packed), size, bits, address(back))
+                problem = described(labels[None], code, 1, classes, ignore=101)
+                assert _native.pack_labels(problem, bits=bits, packed=address(packed))
+                _native.unpack_labels(packed=address(packed), count=size, bits=bits, labels=address(back))
                 assert np.array_equal(back, expected)
                 if size > 0:
                     labels[-1] = 120
-                    assert not _native.pack_labels(address(labels), code, size, classes, 101, bits, address(packed))
+                    assert not _native.pack_labels(problem, bits=bits, packed=address(packed))
 
 
 def main() -> None:

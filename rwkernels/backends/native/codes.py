@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from rwkernels.backends.native.compiled import address, code, core, grid, refuse, written
+from rwkernels.backends.native.compiled import checked, core, described, flat, written
 from rwkernels.backends.problem import MapProblem
 from rwkernels.backends.threads import threads
 
@@ -17,26 +17,15 @@ if TYPE_CHECKING:
 
 def fill_rectified_codes(codes: Tensor, largest: Tensor, count: Tensor, problem: MapProblem, *, work: Tensor) -> None:
     """See `Backend`."""
-    sizes, axes, steps = grid(problem.labels, problem.spacing)
-    bad = core().rectified_codes(
-        labels=problem.labels.data_ptr(),
-        code=code(problem.labels),
+    checked(
+        core().rectified,
+        described(problem),
         field=written(work),
+        count=count.data_ptr(),
         codes=written(codes),
         code_bytes=codes.element_size(),
         largest=largest.data_ptr(),
-        count=count.data_ptr(),
-        dims=sizes,
-        axes=axes,
-        spacing=steps,
-        num_classes=problem.num_classes,
-        class_max=address(problem.class_max),
-        ignore=problem.ignore_index,
-        black_border=problem.black_border,
-        validate=problem.validate,
-        threads=threads(),
     )
-    refuse(bad)
 
 
 def encode_values(codes: Tensor, values: Tensor) -> bool:
@@ -65,15 +54,7 @@ def decode_values(values: Tensor, codes: NDArray[Any]) -> None:
 def pack_labels(labels: Tensor, num_classes: int, ignore_index: int | None, bits: int) -> Tensor | None:
     """See `Backend`."""
     packed = torch.empty(-(-labels.numel() * bits // 8), dtype=torch.uint8)
-    good: bool = core().pack_labels(
-        labels=labels.data_ptr(),
-        code=code(labels),
-        count=labels.numel(),
-        num_classes=num_classes,
-        ignore=ignore_index,
-        bits=bits,
-        packed=packed.data_ptr(),
-    )
+    good: bool = core().pack_labels(flat(labels, num_classes, ignore_index), bits=bits, packed=packed.data_ptr())
     return packed if good else None
 
 
@@ -84,4 +65,4 @@ def unpack_labels(packed: NDArray[Any], bits: int, labels: NDArray[Any]) -> None
 
 def reverse_axes(values: NDArray[Any], out: NDArray[Any]) -> None:
     """See `Backend`."""
-    core().reverse_axes(values.ctypes.data, out.ctypes.data, *values.shape, threads=threads())
+    core().reverse_axes(bytes=values.ctypes.data, out=out.ctypes.data, shape=values.shape, threads=threads())

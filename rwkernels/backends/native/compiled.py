@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from rwkernels.backends.problem import BadInputError
+from rwkernels.backends.problem import BadInputError, MapProblem
+from rwkernels.backends.threads import threads
 
 ISA_VARIABLE = "RWKERNELS_ISA"
 FLOAT_CODES = {torch.float32: "f4", torch.float64: "f8", torch.bfloat16: "bf", torch.float16: "f2"}
-_LABEL_CODES = {torch.uint8: "u1", torch.int8: "i1", torch.int16: "i2", torch.int32: "i4", torch.int64: "i8"}
+LABEL_CODES = {torch.uint8: "u1", torch.int8: "i1", torch.int16: "i2", torch.int32: "i4", torch.int64: "i8"}
 # Results of so many bytes are backed by huge pages. Above, as many free ones are not to be counted on: making them
 # (compaction, or a virtual machine's host that has taken the memory back) costs more than small pages do.
 _HUGE_PAGES = range(4 << 20, 256 << 20)
@@ -40,15 +41,45 @@ def can_run(device: torch.device) -> str | None:
     return None
 
 
-def grid(labels: Tensor, spacing: Sequence[float]) -> tuple[tuple[int, ...], int, tuple[float, ...]]:
-    """Sizes [B, Z, Y, X] with leading axes of 1 put in, the number of real axes, and (z, y, x) spacing."""
-    axes = labels.dim() - 1
-    sizes = (labels.shape[0], *[1] * (3 - axes), *labels.shape[1:])
-    return sizes, axes, (*[1.0] * (3 - axes), *spacing)
+def described(problem: MapProblem, *, shape: Sequence[int] | None = None) -> Any:
+    """The core's `MapProblem`, of labels as [B, *S] or as another `shape` of as many.
+
+    It holds addresses alone: the tensors have to live as long.
+    """
+    labels = problem.labels
+    return core().MapProblem(
+        labels=labels.data_ptr(),
+        label_dtype=LABEL_CODES[labels.dtype],
+        shape=tuple(labels.shape if shape is None else shape),
+        spacing=problem.spacing,
+        black_border=problem.black_border,
+        num_classes=problem.num_classes,
+        class_max=address(problem.class_max),
+        ignore=problem.ignore_index,
+        validate=problem.validate,
+        threads=threads(),
+    )
 
 
-def code(labels: Tensor) -> str:
-    return _LABEL_CODES[labels.dtype]
+def flat(
+    labels: Tensor,
+    num_classes: int = 0,
+    ignore_index: int | None = None,
+    *,
+    shape: Sequence[int] | None = None,
+    black_border: bool = False,
+) -> Any:
+    """The core's `MapProblem` of labels without a spacing, as one row or as a `shape` of as many."""
+    problem = MapProblem(labels, num_classes, (), None, black_border, ignore_index, False, None)
+    return described(problem, shape=(1, labels.numel()) if shape is None else shape)
+
+
+def checked(call: Callable[..., None], problem: Any, **arguments: Any) -> None:
+    """Calls a function of the core. Raises `BadInputError` for a value that it finds to be bad."""
+    try:
+        call(problem, **arguments)
+    except core().BadValue as bad:
+        raise BadInputError(bad.argument, bad.index) from None
 
 
 def address(tensor: Tensor | None) -> int:
@@ -71,11 +102,3 @@ def advise_huge_pages(tensor: Tensor) -> None:
     size = tensor.numel() * tensor.element_size()
     if size in _HUGE_PAGES and can_run(tensor.device) is None:
         core().advise_huge_pages(address=tensor.data_ptr(), bytes=size)
-
-
-def refuse(found: int) -> None:
-    """Raises for what the core found: -1 is nothing, from 0 on a label, from -2 on downwards a maximum."""
-    if found >= 0:
-        raise BadInputError("labels", found)
-    if found <= -2:
-        raise BadInputError("class_max", -2 - found)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from rwkernels.backends import reference
-from rwkernels.backends.native.compiled import FLOAT_CODES, address, code, core, refuse, written
+from rwkernels.backends.native.compiled import FLOAT_CODES, LABEL_CODES, address, checked, core, written
 from rwkernels.backends.native.maps import first_bad_label
 from rwkernels.backends.problem import (
     LossProblem,
@@ -22,11 +21,6 @@ from rwkernels.backends.problem import (
 from rwkernels.backends.threads import threads
 
 
-def _five(values: Sequence[int]) -> tuple[int, ...]:
-    """Sizes or strides [B, K, *S] with leading spatial axes of 1 put in."""
-    return (*values[:2], *[1] * (5 - len(values)), *values[2:])
-
-
 def _holds_unchecked_bad_label(problem: LossProblem) -> bool:
     """Whether a dense map comes with a label that has to give NaN: the core uses its labels to ignore pixels alone."""
     if problem.compact or problem.validate or problem.labels is None:
@@ -34,8 +28,8 @@ def _holds_unchecked_bad_label(problem: LossProblem) -> bool:
     return first_bad_label(problem.labels.contiguous(), problem.logits.shape[1], problem.ignore_index) >= 0
 
 
-def _inputs(problem: LossProblem) -> tuple[dict[str, Any], list[Tensor | None]]:
-    """Logits, map, labels, background and class scale as the core's arguments, and the tensors that these point to."""
+def _described(problem: LossProblem, validate: bool) -> tuple[Any, list[Tensor | None]]:
+    """The core's `LossProblem`, which holds addresses alone, and tensors that have to live as long."""
     logits, maps = problem.logits, problem.maps
     labels = None if problem.labels is None else problem.labels.contiguous()
     if problem.compact:
@@ -44,23 +38,25 @@ def _inputs(problem: LossProblem) -> tuple[dict[str, Any], list[Tensor | None]]:
     scale = all_class_scales(problem)
     if scale is not None:
         scale = scale.to(torch.float64).reshape(-1, logits.shape[1]).contiguous()
-    arguments = {
-        "dtype": FLOAT_CODES[logits.dtype],
-        "sizes": _five(logits.shape),
-        "strides": _five(logits.stride()),
-        "map": maps.data_ptr(),
-        "map_dtype": FLOAT_CODES[maps.dtype],
-        "map_strides": (0,) * 5 if problem.compact else _five(maps.stride()),
-        "compact": problem.compact,
-        "labels": address(labels),
-        "label_code": "u1" if labels is None else code(labels),
-        "ignore": problem.ignore_index if labels is not None else None,
-        "background": address(background),
-        "background_value": problem.background_value,
-        "class_scale": address(scale),
-        "scale_groups": 1 if scale is None else len(scale),
-    }
-    return arguments, [maps, labels, background, scale]
+    found = core().LossProblem(
+        logits=logits.data_ptr(),
+        dtype=FLOAT_CODES[logits.dtype],
+        shape=tuple(logits.shape),
+        strides=logits.stride(),
+        map=maps.data_ptr(),
+        map_dtype=FLOAT_CODES[maps.dtype],
+        map_strides=None if problem.compact else maps.stride(),
+        labels=address(labels),
+        label_dtype="u1" if labels is None else LABEL_CODES[labels.dtype],
+        ignore=problem.ignore_index if labels is not None else None,
+        background=address(background),
+        background_value=problem.background_value,
+        class_scale=address(scale),
+        scale_groups=1 if scale is None else len(scale),
+        validate=validate,
+        threads=threads(),
+    )
+    return found, [labels, maps, background, scale]
 
 
 def loss(
@@ -78,7 +74,6 @@ def loss(
             problem, with_loss=with_loss, grad=grad, upstream=upstream, divide=divide, validate=validate
         )
     logits = problem.logits
-    arguments, _alive = _inputs(problem)
     image_scale = pixel_scale = None
     if grad is not None:
         image_scale, pixel_scale = gradient_scale(problem, upstream, divide)
@@ -87,19 +82,17 @@ def loss(
         pixel_loss = logits.new_empty((logits.shape[0], *logits.shape[2:]), dtype=problem.loss_dtype)
     elif with_loss:
         image_sums = logits.new_empty(len(logits), dtype=torch.float64)
-    bad = core().region_wise(
-        logits=logits.data_ptr(),
-        **arguments,
+    described, _alive = _described(problem, validate)
+    checked(
+        core().region_wise,
+        described,
+        grad=written(grad),
+        grad_strides=() if grad is None else grad.stride(),
         image_scale=address(image_scale),
         pixel_scale=address(pixel_scale),
-        grad=written(grad),
-        grad_strides=(0,) * 5 if grad is None else _five(grad.stride()),
         image_sums=address(image_sums),
         pixel_loss=address(pixel_loss),
-        validate=validate,
-        threads=threads(),
     )
-    refuse(bad)
     if image_sums is not None:
         return reduced(image_sums, problem)
     return logits.new_empty(0) if pixel_loss is None else pixel_loss
@@ -119,14 +112,5 @@ def scale_gradient(problem: LossProblem, grad: Tensor, upstream: Tensor, *, divi
 
 def fill_negatives(out: Tensor, problem: LossProblem, *, probabilities: bool, wrong: bool, validate: bool) -> None:
     """See `Backend`."""
-    arguments, _alive = _inputs(problem)
-    bad = core().negatives(
-        values=problem.logits.data_ptr(),
-        **arguments,
-        probabilities=probabilities,
-        wrong=wrong,
-        out=written(out),
-        validate=validate,
-        threads=threads(),
-    )
-    refuse(bad)
+    described, _alive = _described(problem, validate)
+    checked(core().negatives, described, probabilities=probabilities, wrong=wrong, out=written(out))
