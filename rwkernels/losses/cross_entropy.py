@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from rwkernels import checks
 from rwkernels.backends.problem import is_label, is_no_class
-from rwkernels.ops import labels as ops  # noqa: F401  (ops defines the operators)
+from rwkernels.maps.distance import map_problem
 
 
 def weighted_cross_entropy(
@@ -63,11 +63,17 @@ def weighted_cross_entropy(
     weight = weight.squeeze(1) if weight.dim() == logits.dim() and weight.shape[1] == 1 else weight
     checks.shape("weight", weight, labels.shape, "[B, *S] of the labels")
     checks.same_device("weight", weight, "logits", logits)
-    ignored = checks.ignore_index(ignore_index)
-    # Ones from an operator that checks the labels, so that the check is in compiled graphs too.
-    weight = weight * torch.ops.rwkernels.constant(
-        labels, logits.shape[1], 1.0, ignored, checked, checks.backend(backend)
+    problem, _ = map_problem(
+        labels,
+        logits.shape[1],
+        ignore_index=ignore_index,
+        spatial_dims=labels.dim() - 1,
+        validate=checked,
+        backend=backend,
     )
+    ignored = problem.ignore_index
+    # Ones from an operator that checks the labels, so that the check is in compiled graphs too.
+    weight = weight * torch.ops.rwkernels.constant(*problem, 1.0)
     wide = logits.to(torch.float64 if logits.dtype == torch.float64 else torch.float32)
     bad = is_no_class(labels, logits.shape[1])  # of ignored pixels too, unless a class is ignored
     skipped = None if ignored is None else is_label(labels, ignored)

@@ -192,7 +192,7 @@ def test_deep_supervision_keeps_the_affine_and_widens_it_with_the_grid(family, j
     loss = RegionWiseLoss(to_onehot_y=True, softmax=True, maps=family)
     loss_fn = rw.CombinedLoss(lambda x, labels: 0 * x.sum(), loss) if joined else loss
     logits = [random_logits((2, CLASSES, 12, 8)), random_logits((2, CLASSES, 6, 2))]
-    coarse = rw.supervision.resample_labels(labels, (6, 2))
+    coarse = rw.losses.supervision.resample_labels(labels, (6, 2))
     fine = torch.cat(
         [
             rw.RegionWiseLoss(family, spacing=row).build_map(labels[i : i + 1, 0], CLASSES).dense()

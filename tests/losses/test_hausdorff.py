@@ -139,7 +139,7 @@ def test_the_hausdorff_loss_joins_dice_or_another_loss_and_deep_supervision():
     torch.testing.assert_close(loss(logits, labels), expected)
     deep = rw.DeepSupervisionLoss(rw.HausdorffLoss(), weights=[1.0, 1.0])
     small = random_logits((2, 3, 4, 4), torch.float32)
-    coarse = rw.supervision.resample_labels(labels, (4, 4))
+    coarse = rw.losses.supervision.resample_labels(labels, (4, 4))
     expected = rw.hausdorff_loss(logits, labels) + rw.hausdorff_loss(small, coarse, spacing=2.0)
     torch.testing.assert_close(deep([logits, small], labels), expected)
 

@@ -182,7 +182,7 @@ def test_deep_supervision_measures_contours_with_the_spacing_of_each_level():
     loss = rw.DeepSupervisionLoss(rw.ActiveContourLoss(spacing=(3.0, 1.0)), weights=[1.0, 0.5])
     labels = random_labels((1, 8, 8), 2)
     levels = [random_logits((1, 2, 8 >> level, 8 >> level), torch.float32) for level in range(2)]
-    coarse = rw.supervision.resample_labels(labels, (4, 4))
+    coarse = rw.losses.supervision.resample_labels(labels, (4, 4))
     expected = rw.ActiveContourLoss(spacing=(3.0, 1.0))(levels[0], labels)
     expected += 0.5 * rw.ActiveContourLoss(spacing=(6.0, 2.0))(levels[1], coarse)
     torch.testing.assert_close(loss(levels, labels), expected)

@@ -355,16 +355,17 @@ def _operator_calls():
     steps, pixels, channels = [1.0, 0.5], torch.empty(BATCH, 3, 4), torch.empty(BATCH, CLASSES, 3, 4)
     count = torch.empty(BATCH, dtype=torch.int64)
     checked = (-1, True, None)
+    plain = (labels, CLASSES, steps, None, False, *checked)
     largest = torch.full((BATCH, CLASSES), 2.0)
     compact = make_case(shape=(3, 4), ignore_index=-1, background="pixel", class_scale=True)
     dense = make_case("dense", shape=(3, 4), dtype=torch.bfloat16)
     m = compact.maps
     written = (m.labels, m.foreground, None, 1.0, m.class_scale, CLASSES, -1, None)
     calls = {
-        "distance": (labels, steps, False, True, None),
-        "class_distance": (labels, CLASSES, steps, False, *checked),
-        "boundary": (labels, CLASSES, steps, 0.0, 1.0, False, *checked),
-        "constant": (labels, CLASSES, -1.0, *checked),
+        "distance": (labels, 0, steps, None, True, None, False, None, False),
+        "class_distance": (*plain, False),
+        "boundary": (*plain, 0.0, 1.0),
+        "constant": (*plain, -1.0),
         "rectified": (labels, CLASSES, steps, largest, False, *checked),
         "dense": (*written, torch.bfloat16),
     }
