@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 
 from rwkernels import checks
 from rwkernels.data.store import Store, damage, record
+from rwkernels.formats import files
 from rwkernels.maps.compact import RectifiedMap
 from rwkernels.maps.quantised import decode
 
@@ -159,13 +160,11 @@ class PrecomputedMaps(Dataset[Any]):
 
     def _compare(self, name: str, kept: dict[str, Any]) -> None:
         """Refuses an item whose source has another checksum than the labels that its map was made of."""
-        from rwkernels.precompute import sources
-
         assert self.source is not None
-        path = sources.path_of(self.source, kept["source"]["path"])
+        path = files.path_of(self.source, kept["source"]["path"])
         if not path.exists():
             raise FileNotFoundError(f"{name}: expected its label map at {path}, where there is none")
-        if sources.checksum(path)[0] != kept["source"]["sha256"]:
+        if files.checksum(path)[0] != kept["source"]["sha256"]:
             raise ValueError(
                 f"{name}: expected the labels that its map was made of, but {path} changed since; "
                 "run `rwkernels precompute` again"

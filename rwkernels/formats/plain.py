@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rwkernels.formats import Opened, ReadOptions, admit, read_bounded
+from rwkernels.formats.opened import Opened, ReadOptions, admit, read_bounded
 
 _NAMES = ("labels", "label", "seg", "mask")
 # Formats of a pixel that hold one integer; a palette's index is the label.

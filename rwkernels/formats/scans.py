@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rwkernels.formats import Affine, Opened, ReadOptions, admit, read_bounded
+from rwkernels.formats.files import data_files
+from rwkernels.formats.opened import Affine, Opened, ReadOptions, admit, read_bounded
 
 _HEADERS = {348: "Nifti1", 540: "Nifti2"}
 
@@ -150,28 +151,6 @@ def simple_itk(path: Path, options: ReadOptions) -> Opened:
         options.axes,
         "mm",
     )
-
-
-def data_files(path: Path) -> list[Path]:
-    """The files that a scan consists of: a header that keeps its pixels in another file names it.
-
-    Raises:
-        ValueError: The other file is not beside the header, or there are several.
-    """
-    suffix = path.suffix.lower()
-    if suffix not in (".mhd", ".nhdr"):
-        return [path]
-    with path.open("rb") as file:
-        head = file.read(1 << 16).decode("latin-1")
-    pattern = r"^ElementDataFile\s*=\s*(.*?)\s*$" if suffix == ".mhd" else r"^data ?file\s*:\s*(.*?)\s*$"
-    found = re.search(pattern, head, re.MULTILINE | re.IGNORECASE)
-    name = found.group(1) if found else ""
-    if name.upper() == "LOCAL":
-        return [path]
-    data = path.parent / name
-    if not name or Path(name).name != name or not data.is_file():
-        raise ValueError(f"data file: expected the name of one file beside the header, got {name!r}")
-    return [path, data]
 
 
 def write_nifti(path: Path, values: npt.NDArray[Any], source: Opened) -> None:

@@ -28,6 +28,8 @@ Spread = Callable[[runner.Task, Sequence[Job]], Iterator[Outcome]]
 def run(args: argparse.Namespace) -> int:
     """See `precompute.run`."""
     start = time.perf_counter()
+    if args.workers != 1 and not args.cluster and not args.scheduler:
+        runner.prepare()
     try:
         root, store = _places(args)
         settings = _settings(args)

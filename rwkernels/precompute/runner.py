@@ -11,14 +11,28 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
+from multiprocessing import forkserver
 from multiprocessing.connection import wait as wait_for
 
 import torch
 
-from rwkernels.precompute import start_method
 from rwkernels.precompute.items import Job, Outcome
 
 Task = Callable[[Job], Outcome]
+# What the process from which workers are forked imports once for all of them.
+_PRELOADED = ["rwkernels.precompute.items", "zarr.codecs", "numcodecs.blosc", "nibabel", "imagecodecs._deflate"]
+
+
+def start_method() -> str:
+    """How workers are started: forked from a process that has imported what they need and runs no threads."""
+    return "forkserver" if hasattr(os, "fork") else "spawn"
+
+
+def prepare() -> None:
+    """Starts the process from which workers are forked, which imports while this one looks for sources."""
+    if start_method() == "forkserver":
+        multiprocessing.set_forkserver_preload(_PRELOADED)
+        forkserver.ensure_running()
 
 
 def cores() -> int:

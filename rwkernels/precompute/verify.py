@@ -12,9 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from rwkernels.data.store import damage, record
-from rwkernels.formats import open_labels, whole_labels
+from rwkernels.formats import files, open_labels, whole_labels
 from rwkernels.maps.quantised import decode, largest_error
-from rwkernels.precompute import sources
 from rwkernels.precompute.items import Job, Outcome, guarded
 from rwkernels.precompute.settings import Settings
 
@@ -53,7 +52,7 @@ def _verify(job: Job) -> Outcome:
     if kept is None:
         return _bad(job, "there is no item")
     harm = damage(job.item, kept, contents=True)
-    if harm is not None or kept["source"]["sha256"] != sources.checksum(job.path)[0]:
+    if harm is not None or kept["source"]["sha256"] != files.checksum(job.path)[0]:
         return _bad(job, harm or "its source changed")
     opened = open_labels(job.path, job.settings.read_options(job.max_bytes))
     labels = whole_labels(opened.load())
