@@ -23,8 +23,6 @@ import numpy.typing as npt
 from rwkernels.formats.files import data_files
 from rwkernels.formats.opened import Affine, Opened, ReadOptions, admit, read_bounded
 
-_HEADERS = {348: "Nifti1", 540: "Nifti2"}
-
 
 def nifti(path: Path, options: ReadOptions) -> Opened:
     """A NIfTI file, plain or gzipped; its stream is unpacked no further than the header says it reaches."""
@@ -34,12 +32,12 @@ def nifti(path: Path, options: ReadOptions) -> Opened:
     gzipped = packed[:2] == b"\x1f\x8b"
     stream: Any = gzip.GzipFile(fileobj=io.BytesIO(packed)) if gzipped else io.BytesIO(packed)
     start = stream.read(540)
-    size = int.from_bytes(start[:4], "little")
-    size = size if size in _HEADERS else int.from_bytes(start[:4], "big")
-    if size not in _HEADERS or len(start) < size:
+    kinds = (nib.Nifti1Image, nib.Nifti2Image)
+    image_class = next((kind for kind in kinds if kind.header_class.may_contain_header(start)), None)
+    if image_class is None:
         raise ValueError("no NIfTI file: the header is missing or cut off")
-    name = _HEADERS[size]
-    header = getattr(nib, f"{name}Header")(start[:size], check=False)
+    size = image_class.header_class.sizeof_hdr
+    header = image_class.header_class(start[:size], check=False)
     stored = tuple(int(side) for side in header.get_data_shape())
     dtype = header.get_data_dtype()
     admit(stored, dtype, options)
@@ -47,7 +45,6 @@ def nifti(path: Path, options: ReadOptions) -> Opened:
     needed = offset + math.prod(stored) * dtype.itemsize
     if not size <= offset <= options.max_bytes:
         raise ValueError(f"vox_offset: expected {size} to {options.max_bytes}, got {offset}")
-    image_class = getattr(nib, f"{name}Image")
 
     def load() -> npt.NDArray[Any]:
         data = _unpacked(packed, needed) if gzipped else None
