@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 import torch
 from monai.networks.nets.basic_unet import BasicUNet
-from scipy.ndimage import distance_transform_edt
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 import rwkernels as rw
+from rwkernels.bench.truth import paper_map
 from rwkernels.data import AddMap, MapCollate, MapLoader
 
 CLASSES = 4
@@ -58,14 +58,7 @@ class Hearts(Dataset):
 def scipy_map(labels: Tensor) -> Tensor:
     """The rectified map as the paper's code makes it: one transform for every image and class."""
     array = labels.numpy()
-    dense = np.ones((len(array), CLASSES, *array.shape[1:]), np.float32)
-    for image, channels in zip(array, dense, strict=True):
-        for k, channel in enumerate(channels):
-            inside = image == k
-            if inside.any():
-                distance = distance_transform_edt(inside)
-                channel[inside] = (-distance / distance.max())[inside]
-    return torch.from_numpy(dense)
+    return torch.from_numpy(paper_map(np.stack([array == k for k in range(CLASSES)], 1), None)[0])
 
 
 def eager_loss(logits: Tensor, maps: Tensor) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import math
 import threading
 import time
@@ -133,7 +132,7 @@ def state(job: Job, checksum: str) -> str:
         return "missing" if not job.item.exists() else "its metadata are damaged"
     if kept["source"]["sha256"] != checksum:
         return "its source changed"
-    if kept["settings"] != json.loads(json.dumps(job.settings.as_json())):
+    if kept["settings"] != job.settings.as_json():
         return "its settings changed"
     return damage(job.item, kept, contents=True) or "kept"
 

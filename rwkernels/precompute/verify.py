@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import random
 from collections.abc import Sequence
@@ -57,7 +56,7 @@ def _verify(job: Job) -> Outcome:
     opened = open_labels(job.path, job.settings.read_options(job.max_bytes))
     labels = whole_labels(opened.load())
     group: Any = zarr.open_group(zarr.storage.LocalStore(job.item, read_only=True), mode="r")
-    if kept["settings"] != json.loads(json.dumps(job.settings.as_json())):
+    if kept["settings"] != job.settings.as_json():
         return _bad(job, "it was made with other settings")
     if not np.array_equal(group["labels"][...], labels):
         return _bad(job, "labels differ from the source")
