@@ -10,6 +10,8 @@ from collections.abc import Iterable, Sequence
 from types import ModuleType
 from typing import NamedTuple
 
+from rwkernels import __version__
+
 INTERRUPTED = 130
 """Exit status after Ctrl-C: 128 + SIGINT, as shells report it."""
 
@@ -40,8 +42,6 @@ COMMANDS = {
 
 
 def _parser() -> argparse.ArgumentParser:
-    from rwkernels import __version__
-
     parser = argparse.ArgumentParser(prog="rwkernels", description="Region-wise loss at memory speed.")
     parser.add_argument("--version", action="version", version=f"rwkernels {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")

@@ -1,8 +1,8 @@
 """Label maps of every kind of file, opened in one way: the header first, the labels when they are asked for.
 
 `scans` reads NIfTI, NRRD, MetaImage and what else SimpleITK reads, which know where in the world they lie; `plain`
-reads NPY, NPZ, TIFF, PNG and Zarr. Nothing is unpickled, and nothing is allocated before a header was held against
-the limit.
+reads NPY, NPZ, TIFF, PNG and Zarr; both give what `opened` says. `files` knows the names of such files and tells
+whether one changed. Nothing is unpickled, and nothing is allocated before a header was held against the limit.
 """
 
 from __future__ import annotations
@@ -20,22 +20,11 @@ from rwkernels import checks
 from rwkernels.backends import native
 from rwkernels.backends.native import codes as native_codes
 from rwkernels.formats import plain, scans
-from rwkernels.formats.files import NIFTI, PLAIN, SIMPLE_ITK, SUFFIXES, is_zarr, suffix_of
-from rwkernels.formats.opened import Affine, Opened, ReadOptions
+from rwkernels.formats.files import NIFTI, PLAIN, SIMPLE_ITK, SUFFIXES, suffix_of
+from rwkernels.formats.opened import Opened, ReadOptions
 from rwkernels.formats.scans import write_nifti
 
-__all__ = [
-    "SUFFIXES",
-    "Affine",
-    "Opened",
-    "ReadOptions",
-    "in_order",
-    "is_zarr",
-    "open_labels",
-    "suffix_of",
-    "whole_labels",
-    "write_nifti",
-]
+__all__ = ["SUFFIXES", "Opened", "ReadOptions", "open_labels", "whole_labels", "write_nifti"]
 
 
 def open_labels(path: Path, options: ReadOptions) -> Opened:

@@ -1,9 +1,9 @@
 """`rwkernels precompute`: from a folder of label maps to a store of their maps, on one machine or on a cluster.
 
-`formats` opens label maps, `sources` finds them and tells whether one changed, `settings` says how maps are made,
-`items` makes one, `store` keeps it whole or not at all, `runner` (processes of this machine) and `cluster` (Dask
-distributed) do many at once, `verify` compares with SciPy, and `command` puts them together. `rwkernels.data` has
-`PrecomputedMaps`, which reads the store.
+`sources` finds label maps, which `rwkernels.formats` opens, `settings` says how maps are made, `items` makes one, whose
+arrays `shards` packs, `runner` (processes of this machine) and `cluster` (Dask distributed) do many at once, `verify`
+compares with SciPy, and `command` puts them together. `rwkernels.data` has the store, which keeps an item whole or not
+at all, and `PrecomputedMaps`, which reads it.
 
 Nothing heavier than `argparse` is imported until `run` is called.
 """

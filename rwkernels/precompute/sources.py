@@ -8,7 +8,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from rwkernels.data.store import SUFFIX
-from rwkernels.formats import is_zarr, suffix_of
+from rwkernels.formats.files import is_zarr, suffix_of
 
 
 def find(root: Path, patterns: Sequence[str], leave_out: Path | None, failed: Callable[[OSError], None]) -> list[str]:

@@ -95,16 +95,13 @@ def field(labels: da.Array | None, job: Job, finish: Finish) -> da.Array:
     """The array of distances that the last stage makes, through `finish`; its blocks are those of the last stage."""
     after = _before_last(labels, job)
     check = len(job.plan.stages) == 1 and labels is None
-    return da.map_blocks(
-        _last,
-        job,
-        check,
-        finish,
-        after,
-        dtype=np.float32,
-        chunks=_chunks(job, -1),
-        meta=np.empty((0,) * len(job.plan.shape), np.float32),
-    )
+    return _mapped(_last, _chunks(job, -1), job, check, finish, after)
+
+
+def _mapped(function: Callable[..., Any], lengths: tuple[tuple[int, ...], ...], *arguments: Any) -> da.Array:
+    """An array of float32 whose blocks `function` makes."""
+    meta = np.empty((0,) * len(lengths), np.float32)
+    return da.map_blocks(function, *arguments, dtype=np.float32, chunks=lengths, meta=meta)
 
 
 def _last_kept(job: Job, check: bool, after: Any, block_info: Any = None) -> Any:
@@ -126,15 +123,9 @@ def kept_field(labels: da.Array | None, job: Job) -> Any:
     if 0 in job.plan.shape:
         return dask.delayed(np.zeros)((*job.plan.shape[:images], job.classes.num_classes), np.float32)
     found = _chunks(job, last)
-    largest = da.map_blocks(
-        _last_kept,
-        job,
-        last == 0 and labels is None,
-        _make(job, blocks.field_name(last), np.float32, _before_last(labels, job)),
-        dtype=np.float32,
-        chunks=(*found[:images], *((1,) * len(lengths) for lengths in found[images:]), (job.classes.num_classes,)),
-        meta=np.empty((0,) * (len(job.plan.shape) + 1), np.float32),
-    )
+    lengths = (*found[:images], *((1,) * len(of_axis) for of_axis in found[images:]), (job.classes.num_classes,))
+    made = _make(job, blocks.field_name(last), np.float32, _before_last(labels, job))
+    largest = _mapped(_last_kept, lengths, job, last == 0 and labels is None, made)
     axes = tuple(range(images, len(job.plan.shape)))
     return largest.max(axis=axes, split_every=_WIDTH).rechunk(-1).to_delayed().item()
 
@@ -148,14 +139,7 @@ def _rectified(job: Job, squared_max: Any, block_info: Any = None) -> Any:
 
 def rectified(job: Job, squared_max: Any) -> da.Array:
     """The foreground of Eq. 4 from a kept field and the largest distances of all its classes."""
-    return da.map_blocks(
-        _rectified,
-        job,
-        squared_max,
-        dtype=np.float32,
-        chunks=_chunks(job, -1),
-        meta=np.empty((0,) * len(job.plan.shape), np.float32),
-    )
+    return _mapped(_rectified, _chunks(job, -1), job, squared_max)
 
 
 def rectify_with(class_max: Any, job: Job, labels: Any, block: Any, region: Region) -> Any:

@@ -18,7 +18,7 @@ import numpy as np
 import zarr
 from dask.base import get_scheduler
 
-from rwkernels import checks
+from rwkernels import __version__, checks
 from rwkernels.scale import graph
 from rwkernels.scale.large_map import LargeMap
 from rwkernels.scale.scratch import Scratch, compressors
@@ -282,8 +282,6 @@ class _Run:
 
     def describe(self, of_map: dict[str, Any]) -> None:
         """Says in the attributes what the array holds."""
-        from rwkernels import __version__
-
         self.array.attrs["rwkernels"] = {"version": __version__, **of_map, **self.options}
 
     def finished(self) -> Any:
