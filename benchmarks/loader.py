@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 import rwkernels as rw
+from rwkernels.bench.inputs import Task, labels
 from rwkernels.bench.truth import paper_map
 from rwkernels.data import AddMap, MapCollate, MapLoader
 
@@ -34,16 +35,8 @@ class Hearts(Dataset):
     """Slices with a cavity inside a muscle and a second cavity beside it, about 4 % of the image, and their labels."""
 
     def __init__(self, size: int, side: int, transform: Callable[[Any], Any] | None = None) -> None:
-        random = np.random.default_rng(2022)
-        y, x = np.mgrid[:side, :side] / side
-        self.labels = np.zeros((size, side, side), np.uint8)
-        for image in self.labels:
-            (v, u), radius = random.uniform(0.4, 0.6, 2), random.uniform(0.075, 0.095)
-            away = np.hypot(y - v, x - u) / radius
-            image[np.hypot((y - v) / 1.1, (x - u + 1.3 * radius) / 0.8) < radius] = 1
-            image[away < 1] = 2
-            image[away < 0.65] = 3
-        noise = random.standard_normal((size, 1, side, side), np.float32)
+        self.labels = labels(Task("T1", "hearts", (size, side, side), CLASSES)).numpy()
+        noise = np.random.default_rng(2022).standard_normal((size, 1, side, side), np.float32)
         self.images = self.labels[:, None] + noise / 2
         self.transform = transform
 

@@ -209,19 +209,9 @@ class nnUNetTrainerCEBoundaryGradual(nnUNetTrainerCEBoundary):
 
 
 TRAINERS: dict[str, type[RegionWiseTrainer]] = {
-    found.__name__: found
-    for found in (
-        nnUNetTrainerRRW,
-        nnUNetTrainerRWBoundary,
-        nnUNetTrainerDiceRRW,
-        nnUNetTrainerDiceRRWGradual,
-        nnUNetTrainerCERRW,
-        nnUNetTrainerCERRWGradual,
-        nnUNetTrainerDiceBoundary,
-        nnUNetTrainerDiceBoundaryGradual,
-        nnUNetTrainerCEBoundary,
-        nnUNetTrainerCEBoundaryGradual,
-    )
+    name: found
+    for name, found in list(globals().items())
+    if isinstance(found, type) and issubclass(found, RegionWiseTrainer) and found is not RegionWiseTrainer
 }
 
 _NAME = re.compile(
