@@ -16,6 +16,8 @@ import resource
 import shutil
 import time
 from collections import defaultdict
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +56,7 @@ def _peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def transform(folder: Path, limit: int, memory: str, workers: int, results: Any) -> None:
+def transform(folder: Path, limit: int, memory: str, workers: int) -> dict[str, Any]:
     """The transform, in a process whose private memory the system holds to `limit` bytes."""
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     import zarr
@@ -74,26 +76,23 @@ def transform(folder: Path, limit: int, memory: str, workers: int, results: Any)
     for task in profiler.results:
         name = task.key[0] if isinstance(task.key, tuple) else task.key
         of_task[str(name).partition("-")[0]] += task.end_time - task.start_time
-    job = make_job(labels, spacing=None, black_border=False, spatial_dims=None, memory=memory, scratch=None,
-                   classes=None, backend=None, grain=labels.chunks)  # fmt: skip
-    results.put(
-        {
-            "seconds": seconds,
-            "megapixels_a_second": labels.size / seconds / 1e6,
-            "peak_bytes": _peak(),
-            "peak_bytes_before": at_start,
-            "stages": [stage.block for stage in job.plan.stages],
-            "tile": job.plan.tile,
-            "task_bytes": job.plan.task_bytes,
-            "plain_traffic": job.plan.traffic(labels.dtype.itemsize),
-            "packed_read": after["rchar"] - before["rchar"],
-            "packed_written": after["wchar"] - before["wchar"],
-            "seconds_of_tasks": {name: spent for name, spent in of_task.items() if spent > 0.01},
-        }
-    )
+    job = make_job(labels, spacing=None, black_border=False, spatial_dims=None, memory=memory, grain=labels.chunks)
+    return {
+        "seconds": seconds,
+        "megapixels_a_second": labels.size / seconds / 1e6,
+        "peak_bytes": _peak(),
+        "peak_bytes_before": at_start,
+        "stages": [stage.block for stage in job.plan.stages],
+        "tile": job.plan.tile,
+        "task_bytes": job.plan.task_bytes,
+        "plain_traffic": job.plan.traffic(labels.dtype.itemsize),
+        "packed_read": after["rchar"] - before["rchar"],
+        "packed_written": after["wchar"] - before["wchar"],
+        "seconds_of_tasks": {name: spent for name, spent in of_task.items() if spent > 0.01},
+    }
 
 
-def rates(folder: Path, memory: str, results: Any) -> None:
+def rates(folder: Path, memory: str) -> dict[str, float]:
     """Megapixels a second of every part of both stages, on one block each."""
     import zarr
 
@@ -104,7 +103,7 @@ def rates(folder: Path, memory: str, results: Any) -> None:
     labels = zarr.open_array(str(folder / "labels.zarr"), mode="r")
     scratch = Scratch.within(folder)
     job = make_job(labels, spacing=None, black_border=False, spatial_dims=None, memory=memory, scratch=scratch,
-                   classes=None, backend=None, grain=labels.chunks)  # fmt: skip
+                   grain=labels.chunks)  # fmt: skip
     found: dict[str, float] = {}
 
     def timed(name: str, pixels: int, call: Any) -> Any:
@@ -134,10 +133,10 @@ def rates(folder: Path, memory: str, results: Any) -> None:
         to = field if number < len(plan.stages) - 1 else result
         timed(f"stage {number}: write", here.size, lambda r=region, b=block, t=to: t.__setitem__(r, b))
     scratch.remove()
-    results.put(found)
+    return found
 
 
-def compare(folder: Path, results: Any) -> None:
+def compare(folder: Path) -> dict[str, Any]:
     """Counts pixels that differ from the in-memory transform, slab by slab."""
     import zarr
 
@@ -152,26 +151,18 @@ def compare(folder: Path, results: Any) -> None:
     done = time.perf_counter()
     del whole
     differ = sum(int((distances[z : z + 64] != expected[z : z + 64]).sum()) for z in range(0, len(expected), 64))
-    results.put(
-        {
-            "pixels_that_differ": differ,
-            "largest": float(expected.max()),
-            "in_memory_seconds": done - loaded,
-            "in_memory_load_seconds": loaded - start,
-        }
-    )
+    return {
+        "pixels_that_differ": differ,
+        "largest": float(expected.max()),
+        "in_memory_seconds": done - loaded,
+        "in_memory_load_seconds": loaded - start,
+    }
 
 
-def in_child(function: Any, *arguments: Any) -> Any:
-    """What `function(..., queue)` puts into the queue, from a fresh process."""
-    context = multiprocessing.get_context("spawn")
-    queue = context.Queue()
-    process = context.Process(target=function, args=(*arguments, queue))
-    process.start()
-    process.join()
-    if process.exitcode != 0:
-        raise RuntimeError(f"{function.__name__} ended with exit code {process.exitcode}")
-    return queue.get(timeout=10)
+def in_child(function: Callable[..., Any], *arguments: Any) -> Any:
+    """What `function` returns, from a fresh process."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
 
 
 def measure(folder: Path, size: int, limit: int, memory: str, workers: int) -> dict[str, Any]:

@@ -19,11 +19,12 @@ from typing import Any
 import numpy as np
 import torch
 from monai.networks.nets.basic_unet import BasicUNet
-from scipy.ndimage import distance_transform_edt
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 import rwkernels as rw
+from rwkernels.bench.inputs import Task, labels
+from rwkernels.bench.truth import paper_map
 from rwkernels.data import AddMap, MapCollate, MapLoader
 
 CLASSES = 4
@@ -34,16 +35,8 @@ class Hearts(Dataset):
     """Slices with a cavity inside a muscle and a second cavity beside it, about 4 % of the image, and their labels."""
 
     def __init__(self, size: int, side: int, transform: Callable[[Any], Any] | None = None) -> None:
-        random = np.random.default_rng(2022)
-        y, x = np.mgrid[:side, :side] / side
-        self.labels = np.zeros((size, side, side), np.uint8)
-        for image in self.labels:
-            (v, u), radius = random.uniform(0.4, 0.6, 2), random.uniform(0.075, 0.095)
-            away = np.hypot(y - v, x - u) / radius
-            image[np.hypot((y - v) / 1.1, (x - u + 1.3 * radius) / 0.8) < radius] = 1
-            image[away < 1] = 2
-            image[away < 0.65] = 3
-        noise = random.standard_normal((size, 1, side, side), np.float32)
+        self.labels = labels(Task("T1", "hearts", (size, side, side), CLASSES)).numpy()
+        noise = np.random.default_rng(2022).standard_normal((size, 1, side, side), np.float32)
         self.images = self.labels[:, None] + noise / 2
         self.transform = transform
 
@@ -58,14 +51,7 @@ class Hearts(Dataset):
 def scipy_map(labels: Tensor) -> Tensor:
     """The rectified map as the paper's code makes it: one transform for every image and class."""
     array = labels.numpy()
-    dense = np.ones((len(array), CLASSES, *array.shape[1:]), np.float32)
-    for image, channels in zip(array, dense, strict=True):
-        for k, channel in enumerate(channels):
-            inside = image == k
-            if inside.any():
-                distance = distance_transform_edt(inside)
-                channel[inside] = (-distance / distance.max())[inside]
-    return torch.from_numpy(dense)
+    return torch.from_numpy(paper_map(np.stack([array == k for k in range(CLASSES)], 1), None)[0])
 
 
 def eager_loss(logits: Tensor, maps: Tensor) -> Tensor:

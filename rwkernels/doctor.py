@@ -6,6 +6,7 @@ import argparse
 import importlib.metadata
 import platform
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
@@ -64,26 +65,14 @@ def self_check(name: str, device: str) -> Iterator[tuple[str, float]]:
     """Every kind of result of a backend, with its largest relative error against the float64 reference."""
     labels, num_classes, spacing = _labels(), 4, [1.5, 1.0]
     here = labels.to(device)
-    yield (
-        "distance",
-        _difference(distance_transform(here, spacing=spacing, backend=name), reference.distance(labels, spacing)),
-    )
-    yield (
-        "class distance",
-        _difference(
-            class_distance_transform(here, num_classes, spacing=spacing, backend=name),
-            reference.class_distance(labels, num_classes, spacing),
-        ),
-    )
-    yield (
-        "boundary map",
-        _difference(
-            boundary_map(here, num_classes, spacing=spacing, backend=name),
-            reference.boundary(labels, num_classes, spacing),
-        ),
-    )
+    options: dict[str, Any] = {"spacing": spacing, "backend": name}
+    yield "distance", _difference(distance_transform(here, **options), reference.distance(labels, spacing))
+    of_classes = reference.class_distance(labels, num_classes, spacing)
+    yield "class distance", _difference(class_distance_transform(here, num_classes, **options), of_classes)
+    boundary = reference.boundary(labels, num_classes, spacing)
+    yield "boundary map", _difference(boundary_map(here, num_classes, **options), boundary)
     foreground = reference.rectified(labels, num_classes, spacing)
-    maps = rectified_map(here, num_classes, spacing=spacing, backend=name)
+    maps = rectified_map(here, num_classes, **options)
     dense = reference.dense(labels, foreground, 1.0, num_classes)
     yield "rectified map", _difference(maps.dense(backend=name), dense)
     generator = torch.Generator().manual_seed(0)

@@ -18,10 +18,10 @@ from rwkernels.bench import page as html
 from rwkernels.bench.registry import Case
 from rwkernels.bench.results import Run, threads_text
 from rwkernels.bench.summary import counted, goals
+from rwkernels.cli import INTERRUPTED
 from rwkernels.files import write
 
 NAME = "rwkernels-bench"
-INTERRUPTED = 130
 
 
 def _problem(text: str, status: int = 2) -> int:

@@ -6,7 +6,7 @@ import dataclasses
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
@@ -19,6 +19,24 @@ from rwkernels.maps.compact import RectifiedMap
 from rwkernels.maps.families import FAMILIES, MEASURED
 
 Map = RectifiedMap | Tensor
+
+
+class MapOptions(TypedDict, total=False):
+    """The options of a `MapBuilder`, for whoever passes them on. `MapLoader` says what they mean."""
+
+    label_key: Key | None
+    map_key: str
+    maps: str | Callable[..., Map]
+    spacing: float | Sequence[float] | None
+    spacing_key: Key | None
+    class_max_key: Key | None
+    ignore_index: int | None
+    black_border: bool
+    spatial_dims: int | None
+    validate: bool | None
+    backend: str | None
+    map_options: Mapping[str, Any] | None
+    threads: int | None
 
 
 class MapBuilder:
@@ -162,7 +180,7 @@ class MapBuilder:
         return _joined(parts, labels, out)
 
 
-def chosen(builder: MapBuilder | None, num_classes: int | None, options: Mapping[str, Any]) -> MapBuilder:
+def chosen(builder: MapBuilder | None, num_classes: int | None, options: MapOptions) -> MapBuilder:
     """The given builder, or a local one of `num_classes` with `options`; not both."""
     if builder is None:
         if num_classes is None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -15,7 +14,10 @@ from torch.utils.data import get_worker_info
 from rwkernels import checks
 from rwkernels.data import ahead, batches
 from rwkernels.data.batches import Key
-from rwkernels.data.building import Map, MapBuilder, chosen
+from rwkernels.data.building import Map, MapBuilder, MapOptions, chosen
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 class MapLoader:
@@ -83,46 +85,16 @@ class MapLoader:
         loader: Iterable[Any],
         num_classes: int | None = None,
         *,
-        label_key: Key | None = None,
-        map_key: str = "map",
-        maps: str | Callable[..., Map] = "rectified",
         device: torch.device | str | int | None = None,
-        spacing: float | Sequence[float] | None = None,
-        spacing_key: Key | None = None,
-        class_max_key: Key | None = None,
-        ignore_index: int | None = None,
-        black_border: bool = False,
-        spatial_dims: int | None = None,
-        validate: bool | None = None,
-        backend: str | None = None,
-        map_options: Mapping[str, Any] | None = None,
         depth: int = 1,
-        threads: int | None = 1,
         builder: MapBuilder | None = None,
+        **options: Unpack[MapOptions],
     ) -> None:
         if not isinstance(loader, Iterable) and not hasattr(loader, "__getitem__"):
             raise TypeError(f"loader: expected an iterable of batches, got {checks.describe(loader)}")
         self.loader = loader
         self.device = None if device is None else torch.device(device)
         self.depth = checks.integer("depth", depth, lowest=1)
-        options: dict[str, Any] = {
-            "label_key": label_key,
-            "map_key": map_key,
-            "maps": maps,
-            "spacing": spacing,
-            "spacing_key": spacing_key,
-            "class_max_key": class_max_key,
-            "ignore_index": ignore_index,
-            "black_border": black_border,
-            "spatial_dims": spatial_dims,
-            "validate": validate,
-            "backend": backend,
-            "map_options": map_options,
-            "threads": threads,
-        }
-        if builder is not None:
-            takes = inspect.signature(MapBuilder).parameters
-            options = {name: value for name, value in options.items() if value is not takes[name].default}
         self.builder = chosen(builder, num_classes, options)
 
     def __iter__(self) -> Iterator[Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from torch.utils.data import Dataset
 
 from rwkernels import checks
 from rwkernels.data.store import Store, damage, record
+from rwkernels.extras import needs
+from rwkernels.formats import files
 from rwkernels.maps.compact import RectifiedMap
 from rwkernels.maps.quantised import decode
 
@@ -131,16 +134,14 @@ class PrecomputedMaps(Dataset[Any]):
     def _name(self, index: int | str) -> str:
         if isinstance(index, str):
             for name in (index, self.store.item_name(index)):
-                if name in self._index():
+                if name in self._known:
                     return name
             raise KeyError(index)
         return self.names[index]
 
-    def _index(self) -> frozenset[str]:
-        found: frozenset[str] | None = self.__dict__.get("_known")
-        if found is None:
-            found = self.__dict__["_known"] = frozenset(self.names)
-        return found
+    @cached_property
+    def _known(self) -> frozenset[str]:
+        return frozenset(self.names)
 
     def _patch(self, shape: Sequence[int]) -> tuple[int, ...]:
         patch = self.patch_size or ()
@@ -159,13 +160,11 @@ class PrecomputedMaps(Dataset[Any]):
 
     def _compare(self, name: str, kept: dict[str, Any]) -> None:
         """Refuses an item whose source has another checksum than the labels that its map was made of."""
-        from rwkernels.precompute import sources
-
         assert self.source is not None
-        path = sources.path_of(self.source, kept["source"]["path"])
+        path = files.path_of(self.source, kept["source"]["path"])
         if not path.exists():
             raise FileNotFoundError(f"{name}: expected its label map at {path}, where there is none")
-        if sources.checksum(path)[0] != kept["source"]["sha256"]:
+        if files.checksum(path)[0] != kept["source"]["sha256"]:
             raise ValueError(
                 f"{name}: expected the labels that its map was made of, but {path} changed since; "
                 "run `rwkernels precompute` again"
@@ -176,12 +175,8 @@ class PrecomputedMaps(Dataset[Any]):
         if self._process != os.getpid():  # a worker that was forked
             self._process, self._opened = os.getpid(), {}
         if name not in self._opened:
-            try:
+            with needs("precompute", "zarr", "PrecomputedMaps"):
                 import zarr
-            except ModuleNotFoundError as error:
-                raise ImportError(
-                    'PrecomputedMaps needs zarr, which is not installed: pip install "rwkernels[precompute]"'
-                ) from error
             kept = self._record(name)
             if self.source is not None and self.check == "access":
                 self._compare(name, kept)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 from torch.utils.data import default_collate, get_worker_info
 
 from rwkernels import checks
 from rwkernels.data import batches
-from rwkernels.data.building import MapBuilder, chosen
+from rwkernels.data.building import MapBuilder, MapOptions, chosen
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 class AddMap:
@@ -40,7 +43,9 @@ class AddMap:
         torch.Size([4, 6])
     """
 
-    def __init__(self, num_classes: int | None = None, *, builder: MapBuilder | None = None, **options: Any) -> None:
+    def __init__(
+        self, num_classes: int | None = None, *, builder: MapBuilder | None = None, **options: Unpack[MapOptions]
+    ) -> None:
         self.builder = chosen(builder, num_classes, options)
 
     def __call__(self, sample: Any) -> Any:
@@ -83,7 +88,7 @@ class MapCollate:
         *,
         collate: Callable[[list[Any]], Any] = default_collate,
         builder: MapBuilder | None = None,
-        **options: Any,
+        **options: Unpack[MapOptions],
     ) -> None:
         if not callable(collate):
             raise TypeError(f"collate: expected a function of a list of samples, got {checks.describe(collate)}")

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import torch
 
-from rwkernels.demo import INTERRUPTED, figure, report, speed, training
+from rwkernels.cli import INTERRUPTED
+from rwkernels.demo import figure, report, speed, training
 from rwkernels.demo.training import Settings, Training
 from rwkernels.experiments.mni152 import load_slices
 

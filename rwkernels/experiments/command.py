@@ -8,14 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rwkernels.cli import INTERRUPTED
 from rwkernels.experiments import configuration, presets
 from rwkernels.experiments.configuration import Experiment, Run
 from rwkernels.files import write
 
 if TYPE_CHECKING:
     from rwkernels.experiments.runner import Outcome
-
-INTERRUPTED = 130
 
 
 def run(args: argparse.Namespace) -> int:

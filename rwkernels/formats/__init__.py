@@ -1,15 +1,14 @@
 """Label maps of every kind of file, opened in one way: the header first, the labels when they are asked for.
 
 `scans` reads NIfTI, NRRD, MetaImage and what else SimpleITK reads, which know where in the world they lie; `plain`
-reads NPY, NPZ, TIFF, PNG and Zarr. Nothing is unpickled, and nothing is allocated before a header was held against
-the limit.
+reads NPY, NPZ, TIFF, PNG and Zarr; both give what `opened` says. `files` knows the names of such files and tells
+whether one changed. Nothing is unpickled, and nothing is allocated before a header was held against the limit.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,45 +18,12 @@ import torch
 
 from rwkernels import checks
 from rwkernels.backends import default
+from rwkernels.formats import plain, scans
+from rwkernels.formats.files import NIFTI, PLAIN, SIMPLE_ITK, SUFFIXES, suffix_of
+from rwkernels.formats.opened import Opened, ReadOptions
+from rwkernels.formats.scans import write_nifti
 
-Affine = list[list[float]]
-
-
-@dataclass(frozen=True)
-class ReadOptions:
-    """How files are read: `axes` is the order for scans, `key` the array of files that hold several."""
-
-    axes: str = "xyz"
-    key: str | None = None
-    spacing: tuple[float, ...] | None = None
-    max_bytes: int = 1 << 62
-
-
-@dataclass(frozen=True)
-class Opened:
-    """What the header of a file says; `load` reads the values. `affine` leads from array indices to world mm (RAS+).
-
-    `unit` is that of `spacing` as far as it is known, "pixels" where the file has no spacing.
-    """
-
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-    spacing: tuple[float, ...] | None
-    load: Callable[[], npt.NDArray[Any]]
-    affine: Affine | None = None
-    axes: str | None = None
-    unit: str | None = None
-
-
-def suffix_of(path: Path) -> str | None:
-    """The suffix by which a file is known, `.nii.gz` for instance; None for files that are not read."""
-    name = path.name.lower()
-    return next((known for known in SUFFIXES if name.endswith(known) and name != known), None)
-
-
-def is_zarr(path: Path) -> bool:
-    """Whether a folder is a Zarr array or group."""
-    return path.suffix.lower() == ".zarr" or any((path / name).is_file() for name in ("zarr.json", ".zarray"))
+__all__ = ["SUFFIXES", "Opened", "ReadOptions", "open_labels", "whole_labels", "write_nifti"]
 
 
 def open_labels(path: Path, options: ReadOptions) -> Opened:
@@ -69,16 +35,10 @@ def open_labels(path: Path, options: ReadOptions) -> Opened:
     """
     suffix = ".zarr" if path.is_dir() else suffix_of(path)
     if suffix in NIFTI:
-        from rwkernels.formats import scans
-
         opened = scans.nifti(path, options)
     elif suffix in SIMPLE_ITK:
-        from rwkernels.formats import scans
-
         opened = scans.simple_itk(path, options)
     elif suffix in PLAIN:
-        from rwkernels.formats import plain
-
         opened = plain.READERS[PLAIN[suffix]](path, options)
     else:
         raise ValueError(f"no label map: expected a name that ends in {', '.join(SUFFIXES)}")
@@ -99,26 +59,6 @@ def _without_leading(opened: Opened) -> Opened:
     return replace(
         opened, shape=shape, spacing=opened.spacing and opened.spacing[-3:], load=lambda: opened.load().reshape(shape)
     )
-
-
-def admit(shape: tuple[int, ...], dtype: np.dtype[Any], options: ReadOptions) -> None:
-    """Refuses what would take more bytes than the limit, or is no number at all."""
-    if dtype.kind not in "biuf":
-        raise ValueError(f"labels: expected integers, got {dtype}")
-    size = math.prod(int(side) for side in shape) * dtype.itemsize
-    if size > options.max_bytes or any(side < 0 for side in shape):
-        raise ValueError(
-            f"labels: expected at most {options.max_bytes} bytes (--max-bytes), got {size}: {dtype} {list(shape)}"
-        )
-
-
-def read_bounded(path: Path, options: ReadOptions) -> bytes:
-    """The bytes of a file that is no larger than the limit."""
-    size = path.stat().st_size
-    if size > options.max_bytes:
-        raise ValueError(f"file: expected at most {options.max_bytes} bytes (--max-bytes), got {size}")
-    with path.open("rb") as file:
-        return file.read(size)
 
 
 def whole_labels(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -155,9 +95,3 @@ def in_order(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
     found = np.empty(values.shape, values.dtype)
     default(torch.device("cpu"), "reverse_axes").reverse_axes(values, found)
     return found
-
-
-NIFTI = (".nii", ".nii.gz")
-SIMPLE_ITK = (".nrrd", ".nhdr", ".mha", ".mhd", ".gipl", ".gipl.gz", ".vtk")
-PLAIN = {".npy": "npy", ".npz": "npz", ".tif": "tiff", ".tiff": "tiff", ".png": "png", ".zarr": "zarr"}
-SUFFIXES = (*NIFTI, *SIMPLE_ITK, *PLAIN)

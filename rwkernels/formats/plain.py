@@ -6,18 +6,20 @@ import io
 import json
 import logging
 import math
+import sys
 import warnings
 import xml.etree.ElementTree as ElementTree
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from logging.handlers import BufferingHandler
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from rwkernels.formats import Opened, ReadOptions, admit, read_bounded
+from rwkernels.formats.opened import Opened, ReadOptions, admit, read_bounded
 
 _NAMES = ("labels", "label", "seg", "mask")
 # Formats of a pixel that hold one integer; a palette's index is the label.
@@ -38,7 +40,7 @@ def _npy(file: Any, options: ReadOptions) -> Opened:
     }
     try:
         version = np.lib.format.read_magic(file)
-        shape, fortran, dtype = readers[version](file)
+        shape, _, dtype = readers[version](file)
     except KeyError:
         raise ValueError(f"npy: expected version 1.0 or 2.0, got {version}") from None
     except ValueError:  # NumPy's own text advises to trust the file
@@ -46,14 +48,8 @@ def _npy(file: Any, options: ReadOptions) -> Opened:
     admit(shape, dtype, options)
 
     def load() -> npt.NDArray[Any]:
-        size = math.prod(shape) * dtype.itemsize
-        data = bytearray(size)  # an array over bytes could not be written to, which tensors warn of
-        view, got = memoryview(data), 0
-        while got < size and (count := file.readinto(view[got:])):
-            got += count
-        if got < size:
-            raise ValueError(f"data: expected {size} bytes, got {got}: the file is cut off")
-        values = np.frombuffer(data, dtype).reshape(shape, order="F" if fortran else "C")
+        file.seek(0)
+        values = np.lib.format.read_array(file, allow_pickle=False)
         native: npt.NDArray[Any] = values.astype(dtype.newbyteorder("="), copy=False)
         return native
 
@@ -120,22 +116,11 @@ def tiff(path: Path, options: ReadOptions) -> Opened:
     return Opened(shape, series.dtype, _tiff_spacing(file, series, len(shape)), load)
 
 
-class _Kept(logging.Handler):
-    """Keeps what is logged."""
-
-    def __init__(self, level: int) -> None:
-        super().__init__(level)
-        self.messages: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Keep the message."""
-        self.messages.append(record.getMessage())
-
-
 @contextmanager
 def _errors_raised(name: str) -> Iterator[None]:
     """Raises what a library only logs: tifffile reads on where a chain of pages is broken."""
-    handler = _Kept(logging.ERROR)
+    handler = BufferingHandler(sys.maxsize)
+    handler.setLevel(logging.ERROR)
     logger = logging.getLogger(name)
     before = logger.propagate
     logger.addHandler(handler)
@@ -145,8 +130,8 @@ def _errors_raised(name: str) -> Iterator[None]:
     finally:
         logger.removeHandler(handler)
         logger.propagate = before
-    if handler.messages:
-        raise ValueError(handler.messages[0])
+    if handler.buffer:
+        raise ValueError(handler.buffer[0].getMessage())
 
 
 def _tiff_spacing(file: Any, series: Any, axes: int) -> tuple[float, ...] | None:

@@ -20,9 +20,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rwkernels.formats import Affine, Opened, ReadOptions, admit, read_bounded
-
-_HEADERS = {348: "Nifti1", 540: "Nifti2"}
+from rwkernels.formats.files import data_files
+from rwkernels.formats.opened import Affine, Opened, ReadOptions, admit, read_bounded
 
 
 def nifti(path: Path, options: ReadOptions) -> Opened:
@@ -33,12 +32,12 @@ def nifti(path: Path, options: ReadOptions) -> Opened:
     gzipped = packed[:2] == b"\x1f\x8b"
     stream: Any = gzip.GzipFile(fileobj=io.BytesIO(packed)) if gzipped else io.BytesIO(packed)
     start = stream.read(540)
-    size = int.from_bytes(start[:4], "little")
-    size = size if size in _HEADERS else int.from_bytes(start[:4], "big")
-    if size not in _HEADERS or len(start) < size:
+    kinds = (nib.Nifti1Image, nib.Nifti2Image)
+    image_class = next((kind for kind in kinds if kind.header_class.may_contain_header(start)), None)
+    if image_class is None:
         raise ValueError("no NIfTI file: the header is missing or cut off")
-    name = _HEADERS[size]
-    header = getattr(nib, f"{name}Header")(start[:size], check=False)
+    size = image_class.header_class.sizeof_hdr
+    header = image_class.header_class(start[:size], check=False)
     stored = tuple(int(side) for side in header.get_data_shape())
     dtype = header.get_data_dtype()
     admit(stored, dtype, options)
@@ -46,7 +45,6 @@ def nifti(path: Path, options: ReadOptions) -> Opened:
     needed = offset + math.prod(stored) * dtype.itemsize
     if not size <= offset <= options.max_bytes:
         raise ValueError(f"vox_offset: expected {size} to {options.max_bytes}, got {offset}")
-    image_class = getattr(nib, f"{name}Image")
 
     def load() -> npt.NDArray[Any]:
         data = _unpacked(packed, needed) if gzipped else None
@@ -150,28 +148,6 @@ def simple_itk(path: Path, options: ReadOptions) -> Opened:
         options.axes,
         "mm",
     )
-
-
-def data_files(path: Path) -> list[Path]:
-    """The files that a scan consists of: a header that keeps its pixels in another file names it.
-
-    Raises:
-        ValueError: The other file is not beside the header, or there are several.
-    """
-    suffix = path.suffix.lower()
-    if suffix not in (".mhd", ".nhdr"):
-        return [path]
-    with path.open("rb") as file:
-        head = file.read(1 << 16).decode("latin-1")
-    pattern = r"^ElementDataFile\s*=\s*(.*?)\s*$" if suffix == ".mhd" else r"^data ?file\s*:\s*(.*?)\s*$"
-    found = re.search(pattern, head, re.MULTILINE | re.IGNORECASE)
-    name = found.group(1) if found else ""
-    if name.upper() == "LOCAL":
-        return [path]
-    data = path.parent / name
-    if not name or Path(name).name != name or not data.is_file():
-        raise ValueError(f"data file: expected the name of one file beside the header, got {name!r}")
-    return [path, data]
 
 
 def write_nifti(path: Path, values: npt.NDArray[Any], source: Opened) -> None:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rwkernels.data import batches
-from rwkernels.data.building import MapBuilder
+from rwkernels.data.building import MapBuilder, MapOptions
 from rwkernels.extras import needs
 from rwkernels.integrations.schedule import set_epoch
 from rwkernels.losses.modules import CombinedLoss
 
 with needs("lightning"):
     from lightning.pytorch import Callback, LightningModule, Trainer
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["AlphaSchedule", "BatchMaps", "RegionWiseMaps"]
 
@@ -39,8 +42,9 @@ class BatchMaps:
         ['image', 'label', 'map']
     """
 
-    def __init__(self, num_classes: int, **options: Any) -> None:
-        self.builder = MapBuilder(num_classes, **{"threads": None, **options})
+    def __init__(self, num_classes: int, **options: Unpack[MapOptions]) -> None:
+        options.setdefault("threads", None)
+        self.builder = MapBuilder(num_classes, **options)
 
     def __call__(self, batch: Any) -> Any:
         """A batch of the same kind with its map; the one given is left as it is."""

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from rwkernels import arrays, checks
-from rwkernels.backends.problem import MapProblem
+from rwkernels.backends import choose
+from rwkernels.backends.problem import MapProblem, is_label, is_no_class
 from rwkernels.ops import labels as ops  # noqa: F401  (ops defines the operators)
 
 _EQUALITY = object()  # in place of a number of classes
@@ -159,3 +160,73 @@ def class_distance_transform(
         backend=backend,
     )
     return back(run_map("class_distance", problem, checks.flag("squared", squared), out=out, shape=problem.shape))
+
+
+def class_max(
+    labels: Any,
+    num_classes: int,
+    *,
+    spacing: float | Sequence[float] | None = None,
+    ignore_index: int | None = None,
+    black_border: bool = False,
+    spatial_dims: int | None = None,
+    validate: bool | None = None,
+    backend: str | None = None,
+) -> Any:
+    """The largest distance of every class, which a rectified map of these labels is divided by.
+
+    Kept with a volume (K numbers) it lets the maps of patches be made anew, after augmentation for instance, on the
+    scale of the volume: `rectified_map(patch, class_max=...)`, or `class_max_key` of `MapLoader`.
+
+    Args:
+        labels: Integers `[B, *S]`, a tensor or an array.
+        num_classes: Number of classes K.
+        spacing: Size of a pixel, one number or one per spatial axis.
+        ignore_index: Label of pixels that do not count.
+        black_border: Count the outside of the image as another label.
+        spatial_dims: Number of spatial axes; needed for one.
+        validate: Check label values: by default on the CPU only.
+        backend: Name of the backend to use instead of the default one.
+
+    Returns:
+        float32 `[B, K]` of the kind of `labels`, in units of `spacing`; 0 for a class that is absent, and 1 for one
+        that fills its image: it has no distance to speak of, and with any number its patches have a map of -1.
+
+    Raises:
+        TypeError: An argument has the wrong type.
+        ValueError: A label is out of range, or an argument has a wrong value.
+
+    References:
+        Valverde & Tohka, "Region-wise Loss for Biomedical Image Segmentation", Eq. 4.
+
+    Examples:
+        >>> import torch
+        >>> from rwkernels.data import class_max
+        >>> class_max(torch.tensor([[[0, 0, 0, 1, 1]]]), num_classes=3)
+        tensor([[3., 2., 0.]])
+    """
+    problem, back = map_problem(
+        labels,
+        num_classes,
+        spacing=spacing,
+        black_border=black_border,
+        ignore_index=ignore_index,
+        spatial_dims=spatial_dims,
+        validate=validate,
+        backend=backend,
+    )
+    found, num_classes, ignored = problem.labels, problem.num_classes, problem.ignore_index
+    if problem.validate:
+        bad = choose(found.device, "first_bad_label").first_bad_label(found.contiguous(), num_classes, ignored)
+        if bad >= 0:
+            checks.bad_label(found, bad, num_classes, ignored)
+    equality = problem._replace(num_classes=0, ignore_index=None, validate=False)
+    distance = run_map("distance", equality, False, out=None, shape=found.shape)
+    counts = ~is_no_class(found, num_classes)
+    if ignored is not None:
+        counts &= ~is_label(found, ignored)
+    bins = torch.where(counts, found.long(), num_classes).flatten(1)  # the last bin is for what does not count
+    largest = distance.new_zeros(len(found), num_classes + 1)
+    largest.scatter_reduce_(1, bins, distance.flatten(1), "amax")
+    largest = largest[:, :num_classes]
+    return back(torch.where(largest.isinf(), 1.0, largest))

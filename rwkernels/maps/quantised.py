@@ -17,7 +17,7 @@ from torch import Tensor
 from rwkernels import arrays, checks
 from rwkernels.backends import choose, default
 from rwkernels.backends.problem import MapProblem
-from rwkernels.maps.distance import map_problem
+from rwkernels.maps.distance import class_max, map_problem
 from rwkernels.maps.families import rectified_map
 from rwkernels.ops.labels import with_refusals
 
@@ -217,8 +217,6 @@ def rectified_codes(
 
 def _in_steps(problem: MapProblem, bits: int, field: Tensor) -> RectifiedCodes:
     """`rectified_codes` by a backend that has no kernel for it."""
-    from rwkernels.data import class_max
-
     labels, settings = problem.labels, problem._asdict()
     del settings["labels"], settings["class_max"]
     settings["spatial_dims"] = labels.dim() - 1

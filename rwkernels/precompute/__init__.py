@@ -1,9 +1,9 @@
 """`rwkernels precompute`: from a folder of label maps to a store of their maps, on one machine or on a cluster.
 
-`formats` opens label maps, `sources` finds them and tells whether one changed, `settings` says how maps are made,
-`items` makes one, `store` keeps it whole or not at all, `runner` (processes of this machine) and `cluster` (Dask
-distributed) do many at once, `verify` compares with SciPy, and `command` puts them together. `rwkernels.data` has
-`PrecomputedMaps`, which reads the store.
+`sources` finds label maps, which `rwkernels.formats` opens, `settings` says how maps are made, `items` makes one, whose
+arrays `shards` packs, `runner` (processes of this machine) and `cluster` (Dask distributed) do many at once, `verify`
+compares with SciPy, and `command` puts them together. `rwkernels.data` has the store, which keeps an item whole or not
+at all, and `PrecomputedMaps`, which reads it.
 
 Nothing heavier than `argparse` is imported until `run` is called.
 """
@@ -11,18 +11,13 @@ Nothing heavier than `argparse` is imported until `run` is called.
 from __future__ import annotations
 
 import argparse
-import importlib.util
-import multiprocessing
-import os
-import sys
-from multiprocessing import forkserver
 from pathlib import Path
+
+from rwkernels.cli import positive, says_what_is_missing
 
 __all__ = ["add_arguments", "run"]
 
 _NEEDED = ("zarr", "nibabel", "SimpleITK", "tifffile", "PIL", "tqdm")
-# What the process from which workers are forked imports once for all of them.
-_PRELOADED = ["rwkernels.precompute.items", "zarr.codecs", "numcodecs.blosc", "nibabel", "imagecodecs._deflate"]
 _EPILOG = """\
 examples:
   rwkernels precompute labelsTr maps                        every label map under labelsTr, as many processes as cores
@@ -67,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     maps = parser.add_argument_group("which maps")
     maps.add_argument("--maps", default="rectified", choices=("rectified", "boundary", "active_contour", "constant"))
-    maps.add_argument("--num-classes", metavar="K", type=_positive, help="default: found by reading all labels first")
+    maps.add_argument("--num-classes", metavar="K", type=positive, help="default: found by reading all labels first")
     maps.add_argument("--ignore-index", metavar="LABEL", type=int, help="label of pixels that do not count")
     maps.add_argument("--black-border", action="store_true", help="the outside of an image is another label")
     maps.add_argument(
@@ -87,7 +82,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     maps.add_argument("--dense", action="store_true", help="write the map of every class as well, float32")
     maps.add_argument("--nifti", action="store_true", help="write map.nii into every item as well")
     how = parser.add_argument_group("how")
-    how.add_argument("--workers", metavar="N", type=_positive, help="processes (default: one a core)")
+    how.add_argument("--workers", metavar="N", type=positive, help="processes (default: one a core)")
     how.add_argument("--device", default="cpu", help="where maps are computed: cpu (default), cuda, cuda:1")
     how.add_argument("--cluster", choices=("local",), help="start a Dask cluster of --workers processes here")
     how.add_argument("--scheduler", metavar="ADDRESS", help="run on the Dask cluster of this scheduler")
@@ -105,31 +100,11 @@ def run(args: argparse.Namespace) -> int:
     int
         0 when every map is there, 1 if a source or a comparison failed, 2 for an option that cannot be honoured.
     """
-    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
-    if missing:
-        print(
-            f"rwkernels precompute: {', '.join(missing)} not installed; "
-            'it needs the extra: pip install "rwkernels[precompute]"',
-            file=sys.stderr,
-        )
+    if says_what_is_missing("precompute", "precompute", _NEEDED):
         return 1
-    if args.workers != 1 and not args.cluster and not args.scheduler and start_method() == "forkserver":
-        multiprocessing.set_forkserver_preload(_PRELOADED)
-        forkserver.ensure_running()  # it imports while this process does
     from rwkernels.precompute import command
 
     return command.run(args)
-
-
-def start_method() -> str:
-    """How workers are started: forked from a process that has imported what they need and runs no threads."""
-    return "forkserver" if hasattr(os, "fork") else "spawn"
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
-    return int(text)
 
 
 def _numbers(text: str) -> tuple[float, ...]:

@@ -10,7 +10,7 @@ import re
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -55,16 +55,11 @@ def connect(scheduler: str | None, workers: int, stack: ExitStack) -> Any:
         ) from error
     if address is not None:
         timeout = dask.config.get("distributed.comm.timeouts.connect")
-        return stack.enter_context(_closing(Client(address, timeout=timeout)))
+        return stack.enter_context(Client(address, timeout=timeout))
     # The scheduler's page of this machine alone, at any free port.
     cluster = LocalCluster(n_workers=workers, threads_per_worker=1, processes=True, dashboard_address="127.0.0.1:0")
-    stack.enter_context(_closing(cluster))
-    return stack.enter_context(_closing(Client(cluster)))
-
-
-def _closing(value: Any) -> AbstractContextManager[Any]:
-    found: AbstractContextManager[Any] = value  # clients and clusters close when they are left
-    return found
+    stack.enter_context(cluster)
+    return stack.enter_context(Client(cluster))
 
 
 def tasks(client: Any, task: Task, jobs: Sequence[Job]) -> Iterator[Outcome]:

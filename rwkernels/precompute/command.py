@@ -17,7 +17,8 @@ import torch
 from tqdm import tqdm
 
 from rwkernels.data.store import Store
-from rwkernels.formats import SUFFIXES, is_zarr
+from rwkernels.formats import SUFFIXES
+from rwkernels.formats.files import is_zarr
 from rwkernels.precompute import cluster, items, runner, sources, verify
 from rwkernels.precompute.items import Job, Outcome
 from rwkernels.precompute.settings import Settings, checked_bits
@@ -28,6 +29,8 @@ Spread = Callable[[runner.Task, Sequence[Job]], Iterator[Outcome]]
 def run(args: argparse.Namespace) -> int:
     """See `precompute.run`."""
     start = time.perf_counter()
+    if args.workers != 1 and not args.cluster and not args.scheduler:
+        runner.prepare()
     try:
         root, store = _places(args)
         settings = _settings(args)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import math
 import threading
 import time
@@ -20,10 +19,10 @@ from torch import Tensor
 import rwkernels
 from rwkernels.backends.threads import limited_to
 from rwkernels.data.store import Store, damage, finish, record
-from rwkernels.formats import Opened, open_labels, scans, whole_labels
+from rwkernels.formats import Opened, files, open_labels, whole_labels, write_nifti
 from rwkernels.maps.compact import RectifiedMap
 from rwkernels.maps.quantised import encode, rectified_codes
-from rwkernels.precompute import shards, sources
+from rwkernels.precompute import shards
 from rwkernels.precompute.settings import Settings
 
 # What a file system that is shared says now and then, and may not say again.
@@ -49,7 +48,7 @@ class Job:
     @property
     def path(self) -> Path:
         """The file of the source."""
-        return sources.path_of(self.root, self.source)
+        return files.path_of(self.root, self.source)
 
     @property
     def item(self) -> Path:
@@ -133,20 +132,20 @@ def state(job: Job, checksum: str) -> str:
         return "missing" if not job.item.exists() else "its metadata are damaged"
     if kept["source"]["sha256"] != checksum:
         return "its source changed"
-    if kept["settings"] != json.loads(json.dumps(job.settings.as_json())):
+    if kept["settings"] != job.settings.as_json():
         return "its settings changed"
     return damage(job.item, kept, contents=True) or "kept"
 
 
 def _look(job: Job) -> Outcome:
     opened = open_labels(job.path, job.settings.read_options(job.max_bytes))
-    found = state(job, sources.checksum(job.path)[0])
+    found = state(job, files.checksum(job.path)[0])
     status = found if found == "kept" else "build"
     return Outcome(job.source, status, "" if status == "kept" else found, _size(opened.shape, job.settings))
 
 
 def _largest_label(job: Job) -> Outcome:
-    checksum = sources.checksum(job.path)[0]
+    checksum = files.checksum(job.path)[0]
     kept = None if job.rebuild else record(job.item)
     settings = {} if kept is None else kept["settings"]
     same = all(settings.get(name) == getattr(job.settings, name) for name in ("key", "ignore_index"))
@@ -158,8 +157,8 @@ def _largest_label(job: Job) -> Outcome:
 
 
 def _build(job: Job) -> Outcome:
-    before = sources.stamp(job.path)
-    checksum, size = sources.checksum(job.path)
+    before = files.stamp(job.path)
+    checksum, size = files.checksum(job.path)
     if state(job, checksum) == "kept":
         return Outcome(job.source, "kept")
     opened = open_labels(job.path, job.settings.read_options(job.max_bytes))
@@ -167,7 +166,7 @@ def _build(job: Job) -> Outcome:
     if needed > job.max_bytes:
         raise ValueError(f"labels and map: expected at most {job.max_bytes} bytes (--max-bytes), got {needed}")
     labels = whole_labels(opened.load())
-    if sources.stamp(job.path) != before:
+    if files.stamp(job.path) != before:
         raise ValueError("the file changed while it was read")
     made = make(labels, opened.spacing or (), job.settings, job.threads, job.device)
     facts = {
@@ -249,7 +248,7 @@ def _write(item: Path, labels: npt.NDArray[Any], made: Made, opened: Opened, job
     if made.dense is not None:
         shards.write(item / "dense", made.dense, (1, *chunks))
     if settings.nifti and made.shown is not None:
-        scans.write_nifti(item / "map.nii", made.shown, opened)
+        write_nifti(item / "map.nii", made.shown, opened)
 
 
 def _size(shape: tuple[int, ...], settings: Settings) -> int:

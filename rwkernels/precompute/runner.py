@@ -7,18 +7,33 @@ import os
 import signal
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
+from multiprocessing import forkserver
 from multiprocessing.connection import wait as wait_for
 
 import torch
 
-from rwkernels.precompute import start_method
 from rwkernels.precompute.items import Job, Outcome
 
 Task = Callable[[Job], Outcome]
+# What the process from which workers are forked imports once for all of them.
+_PRELOADED = ["rwkernels.precompute.items", "zarr.codecs", "numcodecs.blosc", "nibabel", "imagecodecs._deflate"]
+
+
+def start_method() -> str:
+    """How workers are started: forked from a process that has imported what they need and runs no threads."""
+    return "forkserver" if hasattr(os, "fork") else "spawn"
+
+
+def prepare() -> None:
+    """Starts the process from which workers are forked, which imports while this one looks for sources."""
+    if start_method() == "forkserver":
+        multiprocessing.set_forkserver_preload(_PRELOADED)
+        forkserver.ensure_running()
 
 
 def cores() -> int:
@@ -47,47 +62,41 @@ def processes(task: Task, jobs: Sequence[Job], workers: int) -> Iterator[Outcome
     was ended before anybody heard of it.
     """
     began = time.time()
-    suspects: list[Job] = []
-    rest = list(jobs)
-    while rest or suspects:
-        alone = bool(suspects)
-        batch = suspects[:1] if alone else rest
-        width = 1 if alone else min(workers, len(batch))
-        done: set[str] = set()
-        started: set[str] = set()
+    waiting = deque(jobs)
+    while waiting:
+        under_way: dict[Future[Outcome], Job] = {}
         try:
-            for outcome in _pool(task, batch, width, started):
-                done.add(outcome.source)
-                if alone and outcome.status == "kept" and batch[0].item.stat().st_mtime >= began:
-                    outcome = replace(outcome, status="built")
-                yield outcome
+            yield from _pool(task, waiting, workers, under_way)
         except BrokenProcessPool:
-            if alone:
-                yield Outcome(batch[0].source, "failed", "its process died twice (killed, or out of memory)")
-                done.add(batch[0].source)
-        left = [job for job in batch if job.source not in done]
-        if alone:
-            suspects = suspects[1:]
-        else:
-            suspects = [job for job in left if job.source in started]
-            rest = [job for job in left if job.source not in started]
+            for job in under_way.values():
+                yield _alone(task, job, began)
 
 
-def _pool(task: Task, jobs: Sequence[Job], workers: int, started: set[str]) -> Iterator[Outcome]:
-    """One pool; `started` holds what may be under way. Few jobs are handed out at a time, so that it holds little."""
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context(start_method()), _start, (jobs[0].threads,))
-    waiting = iter(jobs)
-    pending: dict[Future[Outcome], Job] = {}
+def _alone(task: Task, job: Job, began: float) -> Outcome:
+    """A job whose process died, or that of a neighbour, once more."""
+    try:
+        (outcome,) = _pool(task, deque([job]), 1, {})
+    except BrokenProcessPool:
+        return Outcome(job.source, "failed", "its process died twice (killed, or out of memory)")
+    if outcome.status == "kept" and job.item.stat().st_mtime >= began:
+        return replace(outcome, status="built")
+    return outcome
+
+
+def _pool(task: Task, waiting: deque[Job], workers: int, pending: dict[Future[Outcome], Job]) -> Iterator[Outcome]:
+    """One pool, which takes from `waiting`; few jobs are `pending` in it at a time, so that it holds little."""
+    workers = min(workers, len(waiting))
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context(start_method()), _start, (waiting[0].threads,))
     try:
         while True:
-            while len(pending) < workers + 1 and (job := next(waiting, None)) is not None:
-                pending[pool.submit(task, job)] = job
-                started.add(job.source)
+            while waiting and len(pending) < workers + 1:
+                future = pool.submit(task, waiting[0])  # a pool that broke takes none, which stays where it is
+                pending[future] = waiting.popleft()
             if not pending:
                 return
             for future in wait(pending, return_when=FIRST_COMPLETED).done:
                 outcome = future.result()
-                started.discard(pending.pop(future).source)
+                del pending[future]
                 yield outcome
     finally:
         children = list((getattr(pool, "_processes", None) or {}).values())

@@ -1,15 +1,14 @@
-"""The label maps of a folder: which there are, what they are called, and the checksum that tells if one changed."""
+"""The label maps of a folder: which there are, and what they are called."""
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 
 from rwkernels.data.store import SUFFIX
-from rwkernels.formats import is_zarr, scans, suffix_of
+from rwkernels.formats.files import is_zarr, suffix_of
 
 
 def find(root: Path, patterns: Sequence[str], leave_out: Path | None, failed: Callable[[OSError], None]) -> list[str]:
@@ -38,50 +37,6 @@ def find(root: Path, patterns: Sequence[str], leave_out: Path | None, failed: Ca
         found += [(here / name).relative_to(root).as_posix() for name in names if _is_source(here / name)]
     chosen = [name for name in found if not patterns or any(_matches(name, pattern) for pattern in patterns)]
     return sorted(chosen)
-
-
-def path_of(root: Path, name: str) -> Path:
-    """Where the source `name` is."""
-    return root if not root.is_dir() or is_zarr(root) else root / name
-
-
-def checksum(path: Path) -> tuple[str, int]:
-    """SHA-256 and size of a source: of its file, of a header and its data, or of all files of a Zarr array.
-
-    Raises:
-        OSError: A file cannot be read.
-        ValueError: A header does not name its data.
-    """
-    if path.is_dir():
-        files = sorted(Path(folder, name) for folder, _, names in os.walk(path) for name in names)
-        named = [(file.relative_to(path).as_posix(), file) for file in files]
-    else:
-        named = [(file.name, file) for file in scans.data_files(path)]
-    digest, total = hashlib.sha256(), 0
-    for name, file in named:
-        size = 0
-        if len(named) > 1:  # the checksum of one file is that of its bytes, as sha256sum gives it
-            digest.update(f"\0{name}\0{file.stat().st_size}\0".encode("utf-8", "surrogateescape"))
-        for block in _blocks(file):
-            digest.update(block)
-            size += len(block)
-        total += size
-    return digest.hexdigest(), total
-
-
-def stamp(path: Path) -> tuple[int, ...]:
-    """Changes when a source is written to: sizes and times of its files."""
-    files = [path]
-    if path.is_dir():
-        files = sorted(Path(folder, name) for folder, _, names in os.walk(path) for name in names)
-    found = [file.stat() for file in files]
-    return tuple(part for status in found for part in (status.st_size, status.st_mtime_ns))
-
-
-def _blocks(file: Path) -> Iterator[bytes]:
-    with file.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            yield block
 
 
 def _is_source(path: Path) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import random
 from collections.abc import Sequence
@@ -12,9 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from rwkernels.data.store import damage, record
-from rwkernels.formats import open_labels, whole_labels
+from rwkernels.formats import files, open_labels, whole_labels
 from rwkernels.maps.quantised import decode, largest_error
-from rwkernels.precompute import sources
 from rwkernels.precompute.items import Job, Outcome, guarded
 from rwkernels.precompute.settings import Settings
 
@@ -53,12 +51,12 @@ def _verify(job: Job) -> Outcome:
     if kept is None:
         return _bad(job, "there is no item")
     harm = damage(job.item, kept, contents=True)
-    if harm is not None or kept["source"]["sha256"] != sources.checksum(job.path)[0]:
+    if harm is not None or kept["source"]["sha256"] != files.checksum(job.path)[0]:
         return _bad(job, harm or "its source changed")
     opened = open_labels(job.path, job.settings.read_options(job.max_bytes))
     labels = whole_labels(opened.load())
     group: Any = zarr.open_group(zarr.storage.LocalStore(job.item, read_only=True), mode="r")
-    if kept["settings"] != json.loads(json.dumps(job.settings.as_json())):
+    if kept["settings"] != job.settings.as_json():
         return _bad(job, "it was made with other settings")
     if not np.array_equal(group["labels"][...], labels):
         return _bad(job, "labels differ from the source")

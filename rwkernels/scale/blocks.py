@@ -16,7 +16,6 @@ from rwkernels.scale.plan import Plan, Stage, Step
 from rwkernels.scale.scratch import Scratch, read_field
 
 Region = tuple[slice, ...]
-_SIGNED = {1: np.int8, 2: np.int16, 4: np.int32, 8: np.int64}
 
 
 @dataclass(frozen=True)
@@ -58,9 +57,7 @@ def backend_of(name: str | None) -> Backend:
 def as_equal_tensor(labels: Any) -> Tensor:
     """A tensor over labels of which only equality counts: the bits are looked at, not the sign."""
     labels = np.require(labels, labels.dtype.newbyteorder("="), ("C", "W"))
-    if labels.dtype.kind == "b" or labels.dtype.itemsize == 1:
-        return torch.from_numpy(labels.view(np.uint8))
-    return torch.from_numpy(labels.view(_SIGNED[labels.dtype.itemsize]))
+    return torch.from_numpy(labels.view(f"i{labels.dtype.itemsize}"))
 
 
 def as_class_tensor(labels: Any) -> Tensor:

@@ -9,14 +9,15 @@ import dask
 import dask.array as da
 import numpy as np
 import torch
+from dask.array.core import normalize_chunks, slices_from_chunks
 
 from rwkernels import checks
 from rwkernels.scale import blocks
 from rwkernels.scale.blocks import Job, Region
-from rwkernels.scale.plan import chunks, regions
 from rwkernels.scale.scratch import read_field
 
 Finish = Callable[[Any, Any, Region], Any]
+_WIDTH = 256  # results that one task waits for
 
 
 @dask.delayed(pure=False)  # type: ignore[untyped-decorator]
@@ -29,11 +30,17 @@ def _all(results: list[Any]) -> None:
     """Done when every task of a stage is."""
 
 
-def _tree(results: list[Any], together: Callable[[list[Any]], Any], width: int = 256) -> Any:
-    """One result of many, a few hundred at a time."""
-    while len(results) > width:
-        results = [together(results[i : i + width]) for i in range(0, len(results), width)]
-    return together(results)
+def _tree(results: list[Any]) -> Any:
+    """What is done when all results are there, a few hundred at a time."""
+    while len(results) > _WIDTH:
+        results = [_all(results[i : i + _WIDTH]) for i in range(0, len(results), _WIDTH)]
+    return _all(results)
+
+
+def _chunks(job: Job, number: int) -> tuple[tuple[int, ...], ...]:
+    """The lengths of all blocks of a stage along every axis."""
+    found: tuple[tuple[int, ...], ...] = normalize_chunks(job.plan.stages[number].block, job.plan.shape)
+    return found
 
 
 def _keep_labels(block: Any, job: Job, made: Any, block_info: Any = None) -> Any:
@@ -53,7 +60,7 @@ def _copied_labels(labels: da.Array, job: Job) -> Any:
     aligned = labels.rechunk(tuple(size))
     ones = tuple((1,) * n for n in aligned.numblocks)
     done = aligned.map_blocks(_keep_labels, job, made, dtype=np.uint8, chunks=ones, meta=np.empty(0, np.uint8))
-    return _tree(list(done.to_delayed().ravel()), _all)
+    return _tree(list(done.to_delayed().ravel()))
 
 
 def _near(given: int, tile: int, n: int) -> int:
@@ -70,11 +77,11 @@ def _stage(job: Job, number: int, region: Region, check: bool, after: Any) -> No
 def _before_last(labels: da.Array | None, job: Job) -> Any:
     """All stages but the last one; `labels` is None where tasks read them from `job.source`."""
     after = None if labels is None else _copied_labels(labels, job)
-    for number, stage in enumerate(job.plan.stages[:-1]):
+    for number in range(len(job.plan.stages) - 1):
         made = _make(job, blocks.field_name(number), np.float32, after)
         check = number == 0 and labels is None
-        tasks = [_stage(job, number, region, check, made) for region in regions(job.plan.shape, stage.block)]
-        after = _tree(tasks, _all)
+        regions = slices_from_chunks(_chunks(job, number))
+        after = _tree([_stage(job, number, region, check, made) for region in regions])
     return after
 
 
@@ -88,56 +95,39 @@ def field(labels: da.Array | None, job: Job, finish: Finish) -> da.Array:
     """The array of distances that the last stage makes, through `finish`; its blocks are those of the last stage."""
     after = _before_last(labels, job)
     check = len(job.plan.stages) == 1 and labels is None
-    return da.map_blocks(
-        _last,
-        job,
-        check,
-        finish,
-        after,
-        dtype=np.float32,
-        chunks=chunks(job.plan.shape, job.plan.stages[-1].block),
-        meta=np.empty((0,) * len(job.plan.shape), np.float32),
-    )
+    return _mapped(_last, _chunks(job, -1), job, check, finish, after)
 
 
-@dask.delayed(pure=False)  # type: ignore[untyped-decorator]
-def _last_kept(job: Job, region: Region, check: bool, after: Any) -> Any:
-    """The last stage, kept as squared distances; its result is the largest of every class and image in the block."""
+def _mapped(function: Callable[..., Any], lengths: tuple[tuple[int, ...], ...], *arguments: Any) -> da.Array:
+    """An array of float32 whose blocks `function` makes."""
+    meta = np.empty((0,) * len(lengths), np.float32)
+    return da.map_blocks(function, *arguments, dtype=np.float32, chunks=lengths, meta=meta)
+
+
+def _last_kept(job: Job, check: bool, after: Any, block_info: Any = None) -> Any:
+    """The last stage, kept as squared distances; gives the largest of every class, with spatial axes of 1."""
+    *place, _ = block_info[None]["chunk-location"]
+    sizes = zip(place, job.plan.stages[-1].block, job.plan.shape, strict=True)
+    region = tuple(slice(at * size, min((at + 1) * size, n)) for at, size, n in sizes)
     number = len(job.plan.stages) - 1
     labels, block = blocks.run_stage(job, number, region, check)
     job.scratch.open(blocks.field_name(number))[region] = block
     here = blocks.largest_of_classes(labels, block, job)
-    return [(blocks.leading(region, job.spatial_dims), here)]
-
-
-@dask.delayed(pure=False)  # type: ignore[untyped-decorator]
-def _joined(found: list[list[tuple[Region, Any]]]) -> list[tuple[Region, Any]]:
-    """The largest of the largest, image by image."""
-    largest: dict[Any, tuple[Region, Any]] = {}
-    for region, here in (pair for pairs in found for pair in pairs):
-        key = tuple((part.start, part.stop) for part in region)
-        known = largest.get(key)
-        largest[key] = (region, here if known is None else np.maximum(known[1], here))
-    return list(largest.values())
-
-
-@dask.delayed(pure=False)  # type: ignore[untyped-decorator]
-def _table(found: list[tuple[Region, Any]], shape: tuple[int, ...]) -> Any:
-    table = np.zeros(shape, np.float32)
-    for region, here in found:
-        table[region] = here
-    return table
+    return here.reshape(*here.shape[:-1], *[1] * job.spatial_dims, here.shape[-1])
 
 
 def kept_field(labels: da.Array | None, job: Job) -> Any:
     """Squared distances in the scratch store; delayed, the largest of every class, float32 [leading axes..., K]."""
     assert job.classes is not None
-    last = len(job.plan.stages) - 1
-    after = _make(job, blocks.field_name(last), np.float32, _before_last(labels, job))
-    check = last == 0 and labels is None
-    tasks = [_last_kept(job, region, check, after) for region in regions(job.plan.shape, job.plan.stages[-1].block)]
-    shape = (*job.plan.shape[: len(job.plan.shape) - job.spatial_dims], job.classes.num_classes)
-    return _table(_tree(tasks, _joined), shape)
+    last, images = len(job.plan.stages) - 1, len(job.plan.shape) - job.spatial_dims
+    if 0 in job.plan.shape:
+        return dask.delayed(np.zeros)((*job.plan.shape[:images], job.classes.num_classes), np.float32)
+    found = _chunks(job, last)
+    lengths = (*found[:images], *((1,) * len(of_axis) for of_axis in found[images:]), (job.classes.num_classes,))
+    made = _make(job, blocks.field_name(last), np.float32, _before_last(labels, job))
+    largest = _mapped(_last_kept, lengths, job, last == 0 and labels is None, made)
+    axes = tuple(range(images, len(job.plan.shape)))
+    return largest.max(axis=axes, split_every=_WIDTH).rechunk(-1).to_delayed().item()
 
 
 def _rectified(job: Job, squared_max: Any, block_info: Any = None) -> Any:
@@ -149,14 +139,7 @@ def _rectified(job: Job, squared_max: Any, block_info: Any = None) -> Any:
 
 def rectified(job: Job, squared_max: Any) -> da.Array:
     """The foreground of Eq. 4 from a kept field and the largest distances of all its classes."""
-    return da.map_blocks(
-        _rectified,
-        job,
-        squared_max,
-        dtype=np.float32,
-        chunks=chunks(job.plan.shape, job.plan.stages[-1].block),
-        meta=np.empty((0,) * len(job.plan.shape), np.float32),
-    )
+    return _mapped(_rectified, _chunks(job, -1), job, squared_max)
 
 
 def rectify_with(class_max: Any, job: Job, labels: Any, block: Any, region: Region) -> Any:

@@ -114,27 +114,6 @@ def plan(
     return best[1]
 
 
-def regions(shape: Sequence[int], block: Sequence[int]) -> Iterator[tuple[slice, ...]]:
-    """The blocks of a volume, in the order in which they lie in memory."""
-    counts = [math.ceil(n / size) for n, size in zip(shape, block, strict=True)]
-    for number in range(math.prod(counts)):
-        place = []
-        for count in reversed(counts):
-            number, at = divmod(number, count)
-            place.append(at)
-        yield tuple(
-            slice(at * size, min((at + 1) * size, n)) for at, size, n in zip(reversed(place), block, shape, strict=True)
-        )
-
-
-def chunks(shape: Sequence[int], block: Sequence[int]) -> tuple[tuple[int, ...], ...]:
-    """The lengths of all blocks along every axis, as dask writes them."""
-    return tuple(
-        tuple(min(size, n - at) for at in range(0, n, size)) if n else (0,)
-        for n, size in zip(shape, block, strict=True)
-    )
-
-
 def _groupings(steps: tuple[Step, ...]) -> Iterator[tuple[tuple[Step, ...], ...]]:
     """All ways to cut the passes into stages."""
     for cuts in range(2 ** (len(steps) - 1)):

@@ -18,9 +18,8 @@ import numpy as np
 import zarr
 from dask.base import get_scheduler
 
-from rwkernels import checks
+from rwkernels import __version__, checks
 from rwkernels.scale import graph
-from rwkernels.scale.blocks import Classes
 from rwkernels.scale.large_map import LargeMap
 from rwkernels.scale.scratch import Scratch, compressors
 from rwkernels.scale.volumes import MEMORY, as_class_max, as_classes, class_distances, make_job
@@ -82,7 +81,14 @@ def distance_transform_zarr(
     """
     flag = checks.flag("squared", squared)
     with _opened(source, target, overwrite, scratch) as run:
-        run.prepare(chunks, spacing, black_border, spatial_dims, memory, None, backend)
+        run.prepare(
+            chunks,
+            spacing=spacing,
+            black_border=black_border,
+            spatial_dims=spatial_dims,
+            memory=memory,
+            backend=backend,
+        )
         finish = partial(graph.distance_with, run.job.spacing, flag)
         run.write(graph.field(run.lazy, run.job, finish), workers)
         run.describe({"map": "distance", "squared": flag})
@@ -145,7 +151,15 @@ def rectified_map_zarr(
     """
     classes = as_classes(num_classes, ignore_index)
     with _opened(source, target, overwrite, scratch) as run:
-        run.prepare(chunks, spacing, black_border, spatial_dims, memory, classes, backend)
+        run.prepare(
+            chunks,
+            spacing=spacing,
+            black_border=black_border,
+            spatial_dims=spatial_dims,
+            memory=memory,
+            classes=classes,
+            backend=backend,
+        )
         shape = (*run.labels.shape[: run.labels.ndim - run.job.spatial_dims], classes.num_classes)
         if class_max is None:
             (squared_max,) = run.compute([graph.kept_field(run.lazy, run.job)], workers)
@@ -214,42 +228,20 @@ class _Run:
     job: Any = None
     options: Any = None
 
-    def prepare(
-        self,
-        chunks: Sequence[int] | None,
-        spacing: Any,
-        black_border: bool,
-        spatial_dims: int | None,
-        memory: int | str,
-        classes: Classes | None,
-        backend: str | None,
-    ) -> None:
-        """Checks, plans, and makes the array for the result."""
+    def prepare(self, chunks: Sequence[int] | None, **options: Any) -> None:
+        """Checks, plans, and makes the array for the result; `options` are those of `make_job`."""
         labels = self.labels
         stored = isinstance(labels, zarr.Array)
         grain = labels.chunks if stored else None
-        make = partial(
-            make_job,
-            labels,
-            spacing=spacing,
-            black_border=black_border,
-            spatial_dims=spatial_dims,
-            memory=memory,
-            scratch=self.scratch,
-            classes=classes,
-            backend=backend,
-            grain=grain,
-        )
+        result = None if chunks is None else _checked_chunks(chunks, labels.shape)
+        if self.array is not None:
+            result = self.array.shards or self.array.chunks
+        self.job = make_job(labels, scratch=self.scratch, grain=grain, result_chunks=result, **options)
+        spacing = options["spacing"]
         self.options = {
             "spacing": spacing if spacing is None else np.asarray(spacing).tolist(),
-            "black_border": black_border,
+            "black_border": options["black_border"],
         }
-        if self.array is not None:
-            self.job = make(result_chunks=self.array.shards or self.array.chunks)
-        elif chunks is not None:
-            self.job = make(result_chunks=_checked_chunks(chunks, labels.shape))
-        else:
-            self.job = make()
         if self.array is None:
             self.array = self._create(chunks)
         if stored and all(_reads(labels, stage.block) <= MOST_READS for stage in self.job.plan.stages):
@@ -290,8 +282,6 @@ class _Run:
 
     def describe(self, of_map: dict[str, Any]) -> None:
         """Says in the attributes what the array holds."""
-        from rwkernels import __version__
-
         self.array.attrs["rwkernels"] = {"version": __version__, **of_map, **self.options}
 
     def finished(self) -> Any:

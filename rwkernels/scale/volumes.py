@@ -46,9 +46,9 @@ def make_job(
     black_border: bool,
     spatial_dims: int | None,
     memory: Any,
-    scratch: Scratch | None,
-    classes: Classes | None,
-    backend: str | None,
+    scratch: Scratch | None = None,
+    classes: Classes | None = None,
+    backend: str | None = None,
     grain: Sequence[int] | None = None,
     result_chunks: Sequence[int] | None = None,
 ) -> Job:
@@ -152,7 +152,6 @@ def distance_transform(
         spatial_dims=spatial_dims,
         memory=memory,
         scratch=scratch_in(scratch),
-        classes=None,
         backend=backend,
     )
     finish = partial(graph.distance_with, job.spacing, checks.flag("squared", squared))

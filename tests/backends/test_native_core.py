@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 from loss_cases import needs_native
+from rwkernels.backends.errors import BadInput
 
 from rwkernels.backends import native
-from rwkernels.backends.errors import BadInput
 
 pytestmark = needs_native
 SHAPE, K = (2, 3, 300, 257), 3  # pixels enough for every thread to be woken

@@ -15,8 +15,7 @@ import pytest
 from precompute_cases import AFFINE, SPACING, blob, write_nifti
 
 from rwkernels.backends.threads import limited_to
-from rwkernels.formats import ReadOptions, in_order, open_labels, whole_labels
-from rwkernels.precompute import sources
+from rwkernels.formats import ReadOptions, files, in_order, open_labels, whole_labels
 
 nibabel = pytest.importorskip("nibabel", reason="the extra `precompute` is not installed")
 sitk = pytest.importorskip("SimpleITK", reason="the extra `precompute` is not installed")
@@ -341,11 +340,11 @@ def test_nothing_is_unpickled(tmp_path):
 def test_a_header_may_name_one_file_beside_it_and_no_other(tmp_path):
     sitk.WriteImage(sitk.GetImageFromArray(LABELS), str(tmp_path / "a.mhd"))
     text = (tmp_path / "a.mhd").read_text()
-    assert len(sources.checksum(tmp_path / "a.mhd")[0]) == 64
-    before = sources.checksum(tmp_path / "a.mhd")
+    assert len(files.checksum(tmp_path / "a.mhd")[0]) == 64
+    before = files.checksum(tmp_path / "a.mhd")
     raw = tmp_path / "a.raw"
     raw.write_bytes(raw.read_bytes()[:-1] + b"\1")
-    assert sources.checksum(tmp_path / "a.mhd") != before
+    assert files.checksum(tmp_path / "a.mhd") != before
     (tmp_path / "outside.raw").write_bytes(raw.read_bytes())
     (tmp_path / "in").mkdir()
     for name in ("../outside.raw", str(tmp_path / "outside.raw"), "LIST", "a%03d.raw"):

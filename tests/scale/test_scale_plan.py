@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 
 pytest.importorskip("dask.array", reason="dask is not installed (the extra `scale`)")
 pytest.importorskip("zarr", minversion="3.1.3", reason="no Zarr 3.1.3 (the extra `scale`)")
-from rwkernels.scale.plan import chunks, plan, regions, steps
+from dask.array.core import normalize_chunks, slices_from_chunks
+
+from rwkernels.scale.plan import plan, steps
 
 
 @st.composite
@@ -54,10 +56,9 @@ def test_blocks_cover_every_pixel_once_and_fit_into_memory(volume, border, part)
     assert_keeps_its_promises(found, passes, memory, label_bytes, result)
     for stage in found.stages:
         seen = np.zeros(shape, np.uint8)
-        for region in regions(shape, stage.block):
+        for region in slices_from_chunks(normalize_chunks(stage.block, shape)):
             seen[region] += 1
         assert (seen == 1).all()
-        assert tuple(map(sum, chunks(shape, stage.block))) == shape
 
 
 @settings(max_examples=100, deadline=None)

@@ -5,7 +5,7 @@ nnU-Net finds a trainer by the name of its class, also in the folders of the env
     export nnUNet_extTrainer="$(python -m rwkernels.integrations.nnunet)"
     nnUNetv2_train DATASET 2d 0 -tr nnUNetTrainerRRW
 
-`trainers` has the classes and says how a name chooses optimiser and length of a training; `loss` builds their losses.
+`trainers` has the classes and says how a name chooses optimiser and length of a training.
 Importing this package imports nothing of nnU-Net.
 """
 

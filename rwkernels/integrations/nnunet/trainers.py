@@ -25,8 +25,8 @@ from torch import nn
 
 from rwkernels import checks
 from rwkernels.extras import needs
-from rwkernels.integrations.nnunet.loss import joined_loss
 from rwkernels.integrations.schedule import set_epoch
+from rwkernels.losses.modules import CombinedLoss, RegionWiseLoss
 from rwkernels.losses.supervision import DeepSupervisionLoss
 
 with needs("nnunet", "nnunetv2"):
@@ -96,16 +96,17 @@ class RegionWiseTrainer(nnUNetTrainer):
 
     def _build_loss(self) -> nn.Module:
         own = super()._build_loss()  # for its weights of the levels, and for Dice and cross-entropy
-        loss = joined_loss(
+        loss: nn.Module = RegionWiseLoss(
             self.maps,
             spacing=self._spacing(),
             ignore_index=self.label_manager.ignore_label,
             process_group="world" if self.is_ddp else None,
-            region_loss=self._region_loss(own.loss if self.enable_deep_supervision else own),
-            schedule=self.schedule,
-            alpha_step=self.alpha_step,
-            alpha_min=self.alpha_min,
         )
+        region_loss = self._region_loss(own.loss if self.enable_deep_supervision else own)
+        if region_loss is not None:
+            loss = CombinedLoss(
+                region_loss, loss, schedule=self.schedule, alpha_step=self.alpha_step, alpha_min=self.alpha_min
+            )
         return DeepSupervisionLoss(loss, own.weight_factors) if self.enable_deep_supervision else loss
 
     def _region_loss(self, own: nn.Module) -> nn.Module | None:
@@ -208,19 +209,9 @@ class nnUNetTrainerCEBoundaryGradual(nnUNetTrainerCEBoundary):
 
 
 TRAINERS: dict[str, type[RegionWiseTrainer]] = {
-    found.__name__: found
-    for found in (
-        nnUNetTrainerRRW,
-        nnUNetTrainerRWBoundary,
-        nnUNetTrainerDiceRRW,
-        nnUNetTrainerDiceRRWGradual,
-        nnUNetTrainerCERRW,
-        nnUNetTrainerCERRWGradual,
-        nnUNetTrainerDiceBoundary,
-        nnUNetTrainerDiceBoundaryGradual,
-        nnUNetTrainerCEBoundary,
-        nnUNetTrainerCEBoundaryGradual,
-    )
+    name: found
+    for name, found in list(globals().items())
+    if isinstance(found, type) and issubclass(found, RegionWiseTrainer) and found is not RegionWiseTrainer
 }
 
 _NAME = re.compile(
