@@ -19,8 +19,9 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from rwkernels.bench import charts, command, drawing, losses, maps, results, session, summary, table
+from rwkernels.bench import charts, command, drawing, results, session, summary, table
 from rwkernels.bench import page as html
+from rwkernels.bench.names import COMPACT, COMPILED, CROSS_ENTROPY, DENSE, DENSE_REUSED, EAGER
 from rwkernels.bench.results import Run, threads_text
 from rwkernels.bench.summary import HEADLINES, Found, number
 from rwkernels.files import write
@@ -122,7 +123,7 @@ def _least(run: Run) -> list[str]:
         f"It gains least in “{least.headline.title}” of {charts.pretty(least.row.task)} on "
         f"{threads_text(least.row.threads)}: {number(least.ratio.value)} times faster than {least.headline.peer_text}."
     ]
-    dense = [row for row in run.rows if row.contender == maps.DENSE_REUSED and row.share and row.num_classes >= _MANY]
+    dense = [row for row in run.rows if row.contender == DENSE_REUSED and row.share and row.num_classes >= _MANY]
     if dense:
         classes = dense[0].num_classes
         cost = summary.span(1 / row.share for row in dense if row.share)
@@ -140,9 +141,9 @@ def _memory(run: Run) -> list[str]:
         if row.family == "loss" and row.peak and row.pattern != "random" and row.dtype == "float32":
             gradient = 4 * row.num_classes * math.prod(row.shape)
             found.setdefault(row.contender, []).append(row.peak / gradient)
-    if not {losses.DENSE, losses.EAGER} <= set(found):
+    if not {DENSE, EAGER} <= set(found):
         return []
-    ours, eager = summary.span(found[losses.DENSE]), summary.span(found[losses.EAGER])
+    ours, eager = summary.span(found[DENSE]), summary.span(found[EAGER])
     return [f"Beyond its inputs, forward and backward need the memory of {ours} gradients (eager PyTorch: {eager})."]
 
 
@@ -211,13 +212,13 @@ def _grid(run: Run) -> str:
         if row.family == "loss" and row.pattern == "random" and row.threads == most:
             cases.setdefault(row.case, {})[row.contender] = row
     for case, found in cases.items():
-        dense, compact = found.get(losses.DENSE), found.get(losses.COMPACT)
+        dense, compact = found.get(DENSE), found.get(COMPACT)
         if dense is None or compact is None or not dense.ranked or not compact.ranked:
             continue
         ratios = [
-            summary.against(dense, losses.EAGER),
-            summary.against(dense, losses.COMPILED),
-            summary.against(compact, losses.CROSS_ENTROPY),
+            summary.against(dense, EAGER),
+            summary.against(dense, COMPILED),
+            summary.against(compact, CROSS_ENTROPY),
         ]
         rows.append(
             [

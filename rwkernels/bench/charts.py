@@ -8,9 +8,9 @@ import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from rwkernels.bench import losses, maps, peers
 from rwkernels.bench.drawing import FOURTH, OTHER, OURS, PAPER, PEER, QUIET, TEXT, THIRD, Page, subplots
 from rwkernels.bench.harness import COPIES
+from rwkernels.bench.names import COMPACT, COMPACT_REUSED, CUCIM, DENSE, EAGER, EDT_FINISH, REUSED, SCIPY
 from rwkernels.bench.results import Row, Run, threads_text
 from rwkernels.bench.summary import HEADLINES, best_threads, found, number, seconds_text
 
@@ -184,14 +184,14 @@ def _contenders(axes: Any, case: str, rows: Sequence[Row], page: Page) -> None:
 # --- scaling ---------------------------------------------------------------------------------------------------
 
 _LINES: dict[str, tuple[str, str, str]] = {
-    maps.COMPACT_REUSED: (OURS, "o", "-"),
-    maps.REUSED: (OURS, "o", "-"),
-    losses.COMPACT: (OURS, "o", "-"),
-    losses.DENSE: (THIRD, "^", "-"),
-    maps.EDT_FINISH: (FOURTH, "s", "--"),
-    peers.CUCIM: (FOURTH, "s", "--"),
-    peers.SCIPY: (PEER, "D", ":"),
-    losses.EAGER: (PEER, "D", ":"),
+    COMPACT_REUSED: (OURS, "o", "-"),
+    REUSED: (OURS, "o", "-"),
+    COMPACT: (OURS, "o", "-"),
+    DENSE: (THIRD, "^", "-"),
+    EDT_FINISH: (FOURTH, "s", "--"),
+    CUCIM: (FOURTH, "s", "--"),
+    SCIPY: (PEER, "D", ":"),
+    EAGER: (PEER, "D", ":"),
 }
 PANELS = (
     "map, pixels, 2D", "map, pixels, 3D", "loss, pixels, 2D", "loss, pixels, 3D", "map, classes", "loss, classes",

@@ -10,7 +10,7 @@ import contextlib
 import gc
 import statistics
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,9 +47,28 @@ class Contender:
     moved: int | None = None  # the least it must read and write, where that is not what the case says
 
 
+Maker = Callable[[str], Contender]
+"""Makes the contender of a name, with its inputs. Raises `Missing` if it cannot run here."""
+
+
+class Missing(Exception):
+    """A contender cannot run here; the message says why."""
+
+
 def absent(name: str, reason: str) -> Contender:
     """A contender that cannot run here: listed, never skipped in silence."""
     return Contender(name, _nothing, missing=reason)
+
+
+def make(makers: Mapping[str, Maker], names: Iterable[str]) -> list[Contender]:
+    """The contenders called `names`, in that order."""
+    made = []
+    for name in names:
+        try:
+            made.append(makers[name](name))
+        except Missing as reason:
+            made.append(absent(name, str(reason)))
+    return made
 
 
 @dataclass(frozen=True)

@@ -88,7 +88,7 @@ def _serve(scale: str) -> None:
         asked = json.loads(line)
         makers = known[asked["case"]].makers()
         for name in asked["names"]:
-            print(json.dumps({"name": name, "peak": _in_child(makers[name](), asked["threads"])}), flush=True)
+            print(json.dumps({"name": name, "peak": _in_child(makers[name](name), asked["threads"])}), flush=True)
         print(json.dumps({"done": True}), flush=True)
 
 

@@ -14,19 +14,16 @@ from rwkernels.bench.harness import EFFORTS
 from rwkernels.bench.registry import LINEAR
 from rwkernels.bench.results import Row, Run, threads_text
 from rwkernels.bench.summary import (
-    HEADLINES,
     best_threads,
     bytes_text,
     caveats,
     counted,
-    found,
     goals,
     losing,
-    main_device,
     missed,
     seconds_text,
     sentence,
-    span,
+    told,
     unranked,
 )
 from rwkernels.bench.table import COLUMNS, SIGNS, cells, ratio_text
@@ -51,18 +48,9 @@ def _chart(name: str, title: str, note: str, draw: Draw | None) -> str:
 
 def _tiles(run: Run) -> str:
     """A few large numbers."""
-    device = main_device(run)
-    count = best_threads(run, device)
-    tiles = []
-    for index, text in (
-        (0, "maps from labels, against SciPy per class"),
-        (5, "loss and gradient, against eager PyTorch"),
-        (6, "loss and gradient, against torch.compile"),
-        (9, "labels to gradient, boundary maps, against SciPy + eager"),
-    ):
-        ratios = [f.ratio.value for f in found(run, HEADLINES[index], device) if f.row.threads == count]
-        if ratios:
-            tiles.append(f"<li><b>{span(ratios).replace(' to ', '–')}×</b><span>{escape(text)}</span></li>")
+    tiles = [
+        f"<li><b>{times.replace(' to ', '–')}×</b><span>{escape(text)}</span></li>" for text, times in told(run, "tile")
+    ]
     return f'<ul class="tiles">{"".join(tiles)}</ul>' if tiles else ""
 
 

@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 
 from rwkernels import cli
-from rwkernels.bench import charts, compare, harness, losses, peers, results, session, summary, table
+from rwkernels.bench import charts, compare, harness, results, session, summary, table
 from rwkernels.bench import page as html
 from rwkernels.bench.command import NAME
+from rwkernels.bench.names import DENSE, EAGER, SCIPY
 from rwkernels.bench.registry import cases
 from rwkernels.bench.results import Ratio, Row, Run
 
@@ -44,7 +45,7 @@ def test_a_run_is_kept_with_everyone_who_took_part_and_everyone_who_did_not(save
     missing = {row.contender for row in run.rows if row.verdict == "missing"}
     wrong = {row.contender for row in run.rows if row.verdict == "wrong"}
     assert {"edt", "edt + torch"} <= missing
-    assert peers.SCIPY in wrong
+    assert SCIPY in wrong
     ours = [row for row in run.rows if row.ours]
     assert all(row.ranked and row.moved > 0 and row.share and row.buffer for row in ours)
     assert not run.interrupted
@@ -221,9 +222,7 @@ def test_a_row_that_is_slower_than_anybody_it_raced_is_shown_once_against_the_fa
 
 
 def test_a_run_of_a_gpu_alone_has_its_sentence_tiles_and_charts():
-    ours = replace(
-        row(1.0, 5.0, losses.DENSE), family="loss", peer=losses.EAGER, threads=7, device="cuda", pattern="hearts"
-    )
+    ours = replace(row(1.0, 5.0, DENSE), family="loss", peer=EAGER, threads=7, device="cuda", pattern="hearts")
     run = Run("full", {"cpu": {}, "gpu": {"name": "a GPU"}}, {}, [ours])
     assert summary.sentence(run) == (
         "On a GPU, rwkernels computes loss and gradient 5.0 times faster than eager PyTorch."

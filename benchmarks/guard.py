@@ -27,12 +27,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rwkernels.bench import guard_rows
+from benchmarks import guard_rows
+from rwkernels.bench import add_guard_arguments
 from rwkernels.files import write
 
 RUNS = 3
 TOLERANCE = {"instructions": 1.02, "ratios": 1.3}
-_BASELINE = Path("benchmarks/guard.json")
 
 
 @dataclass(frozen=True)
@@ -42,18 +42,6 @@ class Counts:
     kind: str  # "instructions" or "ratios"
     core: str  # compiler and instruction set; for ratios the machine too
     rows: dict[str, float]
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options of `rwkernels bench guard`."""
-    parser.description = __doc__.split("\n\n")[0].removeprefix("`rwkernels bench guard`: ").capitalize()
-    action = parser.add_mutually_exclusive_group()
-    action.add_argument("--check", action="store_true", help="compare with the stored counts; exit with 1 if one grew")
-    action.add_argument("--save", action="store_true", dest="store", help="keep the counts")
-    parser.add_argument(
-        "--baseline", type=Path, default=_BASELINE, metavar="FILE", help=f"the stored counts (default: {_BASELINE})"
-    )
-    parser.add_argument("--ratios", action="store_true", help="time against a copy even where Valgrind is there")
 
 
 def core_path() -> Path | None:
@@ -176,3 +164,13 @@ def run(args: argparse.Namespace) -> int:
     for row in worse:
         print(f"GREW: {row}, more than {100 * (TOLERANCE[now.kind] - 1):.0f} %", file=sys.stderr)
     return 1 if worse else 0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.guard")
+    add_guard_arguments(parser)
+    return run(parser.parse_args())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
