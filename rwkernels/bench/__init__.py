@@ -20,7 +20,7 @@ from pathlib import Path
 
 __all__ = ["add_arguments", "add_guard_arguments", "run"]
 
-_NEEDED = ("pytest_benchmark", "rich", "matplotlib")
+_NEEDED = ("pytest_benchmark", "rich", "matplotlib", "jinja2", "msgspec")
 _EPILOG = """\
 examples:
   rwkernels bench --quick                      smaller inputs, a few minutes

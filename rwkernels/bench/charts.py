@@ -322,3 +322,7 @@ def _bytes(value: float) -> str:
         if value >= factor:
             return f"{value / factor:g} {unit}"
     return f"{value:g} B"
+
+
+CHARTS = {"ratios": ratio_bars, "times": time_bars, "scaling": curves, "roofline": roofline}
+"""By the name of their section and file: what draws them, or None where a run has nothing to show."""

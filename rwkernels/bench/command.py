@@ -13,12 +13,12 @@ from pathlib import Path
 
 import torch
 
-from rwkernels.bench import compare, results, session, table
-from rwkernels.bench import page as html
+from rwkernels.bench import compare, page, results, session, table
 from rwkernels.bench.registry import Case
 from rwkernels.bench.results import Run, threads_text
-from rwkernels.bench.summary import counted, goals
+from rwkernels.bench.summary import goals
 from rwkernels.files import write
+from rwkernels.pages import counted
 
 NAME = "rwkernels-bench"
 INTERRUPTED = 130
@@ -45,7 +45,7 @@ def save(run: Run, folder: Path, changes: Sequence[compare.Change] = ()) -> list
     """Writes the JSON and the report into `folder`."""
     paths = [folder / f"{NAME}.json", folder / f"{NAME}.html"]
     write(paths[0], results.dumped(run))
-    write(paths[1], html.page(run, changes))
+    write(paths[1], page.page(run, changes))
     return paths
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from rwkernels.bench.harness import COPIES, RIGHT
+from rwkernels.pages import counted
 
 FORMAT = 1
 _DIGITS = 5
@@ -157,7 +158,7 @@ class Run:
 
 def threads_text(count: int) -> str:
     """One thread, two threads."""
-    return f"{count} thread{'' if count == 1 else 's'}"
+    return counted(count, "thread")
 
 
 # --- JSON ------------------------------------------------------------------------------------------------------

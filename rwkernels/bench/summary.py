@@ -87,14 +87,14 @@ def found(run: Run, headline: Headline, device: str = "cpu") -> list[Found]:
     """All that a run says about a headline, in the order of measuring."""
     rows = [row for row in run.rows if row.family in headline.families and row.contender == headline.ours]
     if headline.families == ("loss",):
-        rows = [row for row in rows if row.dtype == "float32" and row.layout == "contiguous" and not _of_grid(row)]
+        rows = [row for row in rows if row.dtype == "float32" and row.layout == "contiguous" and not of_grid(row)]
     compared = [(row, against(row, headline.peer)) for row in rows if row.ranked and row.device == device]
     return [Found(headline, row, ratio) for row, ratio in compared if ratio]
 
 
-def _of_grid(row: Row) -> bool:
-    """Whether a loss row is of the grid over types and layouts, whose labels are noise."""
-    return row.pattern == "random"
+def of_grid(row: Row) -> bool:
+    """Whether a row is of the grid of the loss over types and layouts, whose labels are noise."""
+    return row.family == "loss" and row.pattern == "random"
 
 
 def best_threads(run: Run, device: str = "cpu") -> int:
@@ -221,11 +221,6 @@ def unranked(run: Run) -> list[tuple[str, str, list[Row]]]:
         if row.verdict in order:
             groups.setdefault((row.contender, f"{row.verdict}: {row.reason}"), []).append(row)
     return [(name, reason, rows) for (name, reason), rows in groups.items()]
-
-
-def counted(count: int, what: str) -> str:
-    """1 row, 2 rows."""
-    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def seconds_text(value: float) -> str:

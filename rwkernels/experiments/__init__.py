@@ -2,7 +2,7 @@
 
 `configuration` says what an experiment is, `presets` has the paper's, in its size and scaled down; `datasets` loads
 `images`, `training` makes one run of them with `losses` and `metrics`, `runner` many in parallel, and `records` keeps
-each as one line of JSON; `statistics` tests them, `report` and `document` show them. `recipes` prepares ACDC17, BraTS18
+each as one line of JSON; `scores` tests them, `report` shows them. `recipes` prepares ACDC17, BraTS18
 and KiTS19.
 
 Nothing heavier than `argparse` is imported until `run` is called.
@@ -18,10 +18,10 @@ from pathlib import Path
 __all__ = ["add_arguments", "run"]
 
 _NEEDED = {
-    "run": ("monai", "scipy", "matplotlib", "nibabel", "tqdm", "filelock"),
-    "report": ("monai", "scipy", "matplotlib", "filelock"),
-    "prepare": ("nibabel", "tqdm"),
-    "show": (),
+    "run": ("monai", "scipy", "matplotlib", "nibabel", "tqdm", "filelock", "jinja2", "msgspec"),
+    "report": ("monai", "scipy", "matplotlib", "filelock", "jinja2", "msgspec"),
+    "prepare": ("nibabel", "tqdm", "msgspec"),
+    "show": ("msgspec",),
 }
 _EPILOG = """\
 examples:

@@ -227,7 +227,7 @@ def test_a_run_of_a_gpu_alone_has_its_sentence_tiles_and_charts():
     assert summary.sentence(run) == (
         "On a GPU, rwkernels computes loss and gradient 5.0 times faster than eager PyTorch."
     )
-    assert "5.0×" in html._tiles(run)
+    assert ("loss and gradient, against eager PyTorch", "5.0") in summary.told(run, "tile")
     assert charts.ratio_bars(run, "cuda") is not None
     assert charts.time_bars(run, "cuda") is not None
 
@@ -311,9 +311,9 @@ def test_the_tables_of_the_documents_are_what_the_command_makes_of_the_kept_run(
     publish = pytest.importorskip("benchmarks.publish", reason="benchmarks/ is not beside the tests")
     run = results.load(publish.KEPT)
     readme, document = publish.README.read_text(), publish.DOCUMENT.read_text()
-    assert publish.replaced(readme, "benchmark table", publish.readme_part(run)) == readme
+    assert publish.replaced(readme, {"benchmark table": publish.readme_part(run)}, publish.COMMAND) == readme
     for name, content in publish.document_parts(run).items():
-        assert publish.replaced(document, name, content) == document, name
+        assert publish.replaced(document, {name: content}, publish.COMMAND) == document, name
     for name in re.findall(r"\]\(benchmarks/(\w+\.svg)\)", document):
         assert (publish.PICTURES / name).read_text().startswith("<svg")
 
