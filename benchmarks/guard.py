@@ -29,6 +29,7 @@ from typing import Any
 
 from benchmarks import guard_rows
 from rwkernels.bench import add_guard_arguments
+from rwkernels.cli import problem
 from rwkernels.files import write
 
 RUNS = 3
@@ -132,15 +133,13 @@ def run(args: argparse.Namespace) -> int:
     """Counts, and stores or checks. 0 if nothing grew, 1 if something did, 2 if it cannot be said."""
     core = core_path()
     if core is None:
-        print("rwkernels bench guard: the compiled core is missing", file=sys.stderr)
-        return 2
+        return problem("bench guard", "the compiled core is missing")
     before: Counts | None = None
     if args.check:
         try:
             before = load(args.baseline)
         except ValueError as error:
-            print(f"rwkernels bench guard: {error}", file=sys.stderr)
-            return 2
+            return problem("bench guard", error)
     counted = shutil.which("valgrind") is not None and not args.ratios
     now = instructions(core) if counted else ratios(core)
     comparable = before is not None and (before.kind, before.core) == (now.kind, now.core)
@@ -149,17 +148,12 @@ def run(args: argparse.Namespace) -> int:
         try:
             write(args.baseline, json.dumps(asdict(now), indent=1) + "\n")
         except OSError as error:
-            print(f"rwkernels bench guard: --baseline: {args.baseline} cannot be written ({error})", file=sys.stderr)
-            return 2
+            return problem("bench guard", f"--baseline: {args.baseline} cannot be written ({error})")
         print(f"wrote {args.baseline}")
     if before is None:
         return 0
     if not comparable:
-        print(
-            f"rwkernels bench guard: {args.baseline} is of {before.kind}, {before.core}; not comparable",
-            file=sys.stderr,
-        )
-        return 2
+        return problem("bench guard", f"{args.baseline} is of {before.kind}, {before.core}; not comparable")
     worse = grown(before, now)
     for row in worse:
         print(f"GREW: {row}, more than {100 * (TOLERANCE[now.kind] - 1):.0f} %", file=sys.stderr)

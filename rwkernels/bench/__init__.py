@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import importlib.util
 import sys
 from pathlib import Path
+
+from rwkernels.cli import lacks, problem
 
 __all__ = ["add_arguments", "add_guard_arguments", "run"]
 
@@ -83,12 +84,11 @@ def _guard(args: argparse.Namespace) -> int:
         if (folder / "benchmarks" / "guard.py").is_file():
             sys.path.insert(0, str(folder))
             return int(importlib.import_module("benchmarks.guard").run(args))
-    print(
-        "rwkernels bench guard: expected a checkout of rwkernels, which has benchmarks/guard.py and the counts it "
-        f"compares with; there is none in {Path.cwd()}",
-        file=sys.stderr,
+    return problem(
+        "bench guard",
+        "expected a checkout of rwkernels, which has benchmarks/guard.py and the counts it compares with; there is "
+        f"none in {Path.cwd()}",
     )
-    return 2
 
 
 def run(args: argparse.Namespace) -> int:
@@ -102,13 +102,7 @@ def run(args: argparse.Namespace) -> int:
     """
     if args.bench_command == "guard":
         return _guard(args)
-    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
-    if missing:
-        print(
-            f"rwkernels bench: {', '.join(missing)} not installed; "
-            'the benchmarks need the extra: pip install "rwkernels[bench]"',
-            file=sys.stderr,
-        )
+    if lacks("bench", "bench", _NEEDED):
         return 1
     from rwkernels.bench import command
 

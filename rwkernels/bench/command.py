@@ -9,10 +9,12 @@ import re
 import sys
 from collections.abc import Sequence
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 
 import torch
 
+from rwkernels import cli
 from rwkernels.bench import compare, page, results, session, table
 from rwkernels.bench.registry import Case
 from rwkernels.bench.results import Run, threads_text
@@ -21,12 +23,9 @@ from rwkernels.files import write
 from rwkernels.pages import counted
 
 NAME = "rwkernels-bench"
-INTERRUPTED = 130
 
 
-def _problem(text: str, status: int = 2) -> int:
-    print(f"rwkernels bench: {text}", file=sys.stderr)
-    return status
+_problem = partial(cli.problem, "bench")
 
 
 def choose(scale: str, only: str | None) -> list[Case]:
@@ -92,7 +91,7 @@ def _measure(chosen: Sequence[Case], scale: str, args: argparse.Namespace, earli
 
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
     total = session.effort(chosen, args.threads)
-    threads = args.threads or sorted({1, session.processors()})
+    threads = args.threads or sorted({1, cli.processors()})
     told = " and ".join(threads_text(count) for count in threads)
     console.print(f"{counted(len(chosen), 'case')} on {told}, estimated {total / 60:.1f} minutes", soft_wrap=True)
     with table.Bar(total) as bar:
@@ -109,7 +108,7 @@ def _measure(chosen: Sequence[Case], scale: str, args: argparse.Namespace, earli
     took = sum(run.took.values())
     console.print(f"took {took / 60:.1f} minutes, estimated {total / 60:.1f}")
     if run.interrupted:
-        return INTERRUPTED
+        return cli.INTERRUPTED
     met, all_goals = goals(run)
     failed = session.failures(run)
     for row in failed:

@@ -7,6 +7,7 @@ question a line and answers a line for every contender.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import json
@@ -15,7 +16,7 @@ import re
 import select
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -140,6 +141,17 @@ class Server:
             self._process.kill()
             self._process.wait()
             self._process = None
+
+
+@contextlib.contextmanager
+def server(scale: str) -> Iterator[Server | None]:
+    """A server for the cases of a scale; None where peaks cannot be measured, or are not worth it."""
+    found = None if scale == "tiny" or can_run() else Server(scale)
+    try:
+        yield found
+    finally:
+        if found is not None:
+            found.close()
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """`rwkernels demo`: train a small U-Net on real MR images and compare the region-wise losses.
 
-The pieces, in the order in which they run: `data` (slices and labels out of the MNI152 template),
+The pieces, in the order in which they run: `experiments.mni152` (slices and labels out of the MNI152 template),
 `training` (one network per loss), `evaluation` (Dice, Hausdorff distance, gradient signs), `speed`
 (maps and loss against the usual way), `report` (table and JSON) and `figure` (one PNG).
 
@@ -10,14 +10,11 @@ Nothing heavier than `argparse` is imported until `run` is called.
 from __future__ import annotations
 
 import argparse
-import importlib.util
-import sys
 from pathlib import Path
 
-__all__ = ["INTERRUPTED", "add_arguments", "run"]
+from rwkernels.cli import INTERRUPTED, lacks, positive, problem
 
-INTERRUPTED = 130
-"""Exit status after Ctrl-C: 128 + SIGINT, as shells report it."""
+__all__ = ["add_arguments", "run"]
 
 _NEEDED = ("nilearn", "monai", "matplotlib", "tqdm", "scipy")
 
@@ -41,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device", default=None, metavar="{cpu,cuda}", help="where to train (default: cuda if there is one)"
     )
-    parser.add_argument("--epochs", type=_positive, default=30, metavar="N", help="epochs per loss (default: 30)")
+    parser.add_argument("--epochs", type=positive, default=30, metavar="N", help="epochs per loss (default: 30)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -53,24 +50,11 @@ def run(args: argparse.Namespace) -> int:
         0 when finished, 1 when a package is missing, 2 for an option that cannot be honoured,
         130 after Ctrl-C.
     """
-    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
-    if missing:
-        print(
-            f"rwkernels demo: {', '.join(missing)} not installed; "
-            'the demo needs the extra: pip install "rwkernels[demo]"',
-            file=sys.stderr,
-        )
+    if lacks("demo", "demo", _NEEDED):
         return 1
     try:
         from rwkernels.demo import session
 
         return session.run(seed=args.seed, out=args.out, device=args.device, epochs=args.epochs)
     except KeyboardInterrupt:
-        print("\nrwkernels demo: interrupted", file=sys.stderr)
-        return INTERRUPTED
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
-    return int(text)
+        return problem("demo", "interrupted", INTERRUPTED)

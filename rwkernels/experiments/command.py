@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rwkernels import cli
 from rwkernels.experiments import configuration, presets
 from rwkernels.experiments.configuration import Experiment, Run
 from rwkernels.files import write
@@ -15,17 +16,13 @@ from rwkernels.files import write
 if TYPE_CHECKING:
     from rwkernels.experiments.runner import Outcome
 
-INTERRUPTED = 130
-
 
 def run(args: argparse.Namespace) -> int:
     """See `rwkernels.experiments.run`."""
     return {"run": _run, "report": _report, "show": _show, "prepare": _prepare}[args.experiment_command](args)
 
 
-def _problem(text: object, status: int = 2) -> int:
-    print(f"rwkernels experiment: {text}", file=sys.stderr)
-    return status
+_problem = partial(cli.problem, "experiment")
 
 
 def chosen(names: Sequence[str], scale: str) -> list[Experiment]:
@@ -72,7 +69,7 @@ def _run(args: argparse.Namespace) -> int:
     except records.RecordError as error:
         return _problem(error)
     except KeyboardInterrupt:
-        return _problem("interrupted; what is finished is kept, start it again to go on", INTERRUPTED)
+        return _problem("interrupted; what is finished is kept, start it again to go on", cli.INTERRUPTED)
     print(f"{outcome.finished} runs finished, {outcome.found} were finished before, {len(outcome.failed)} failed")
     for title, reason in outcome.failed.items():
         _problem(f"{title}: {reason}")

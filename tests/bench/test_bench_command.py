@@ -41,7 +41,7 @@ def run_of(folder: Path) -> Run:
 def test_a_run_is_kept_with_everyone_who_took_part_and_everyone_who_did_not(saved):
     run = run_of(saved)
     assert {row.case for row in run.rows} == set(run.took)
-    assert {row.threads for row in run.rows} == {1, session.processors()}
+    assert {row.threads for row in run.rows} == {1, cli.processors()}
     missing = {row.contender for row in run.rows if row.verdict == "missing"}
     wrong = {row.contender for row in run.rows if row.verdict == "wrong"}
     assert {"edt", "edt + torch"} <= missing
@@ -148,9 +148,7 @@ def test_without_the_extra_the_command_names_it(monkeypatch, capsys):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "rich" else find(name))
     assert cli.main(["bench", "--quick"]) == 1
-    assert (
-        'rich not installed; the benchmarks need the extra: pip install "rwkernels[bench]"' in capsys.readouterr().err
-    )
+    assert 'rich not installed; it needs the extra: pip install "rwkernels[bench]"' in capsys.readouterr().err
 
 
 def test_an_interrupted_run_keeps_what_there_is(monkeypatch, tmp_path):
