@@ -12,7 +12,7 @@ from rwkernels.bench.drawing import FOURTH, OTHER, OURS, PAPER, PEER, QUIET, TEX
 from rwkernels.bench.harness import COPIES
 from rwkernels.bench.names import COMPACT, COMPACT_REUSED, CUCIM, DENSE, EAGER, EDT_FINISH, REUSED, SCIPY
 from rwkernels.bench.results import Row, Run, threads_text
-from rwkernels.bench.summary import HEADLINES, best_threads, found, number, seconds_text
+from rwkernels.bench.summary import HEADLINES, best_threads, bytes_text, found, number, seconds_text
 
 
 def _logarithmic_ratios(axes: Any, low: float, high: float, page: Page) -> None:
@@ -295,7 +295,7 @@ def roofline(run: Run, device: str = "cpu") -> Callable[[Page], Any] | None:
         axes.set_ylim(low, high * (high / low) ** 0.28)
         axes.xaxis.set_minor_locator(NullLocator())
         axes.yaxis.set_minor_locator(NullLocator())
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _bytes(value)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: bytes_text(value, "g")))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: seconds_text(value)))
         axes.set_xlabel("bytes that have to be read and written")
         axes.set_title(f"time, {threads_text(count)}" if device == "cpu" else "time")
@@ -315,13 +315,6 @@ def _copies(rows: Sequence[Row]) -> list[tuple[float, float]]:
         (statistics.median(x for x, _ in group), statistics.median(y for _, y in group))
         for _, group in sorted(groups.items())
     ]
-
-
-def _bytes(value: float) -> str:
-    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if value >= factor:
-            return f"{value / factor:g} {unit}"
-    return f"{value:g} B"
 
 
 CHARTS = {"ratios": ratio_bars, "times": time_bars, "scaling": curves, "roofline": roofline}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import math
 import statistics
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -71,6 +72,14 @@ def make(makers: Mapping[str, Maker], names: Iterable[str]) -> list[Contender]:
     return made
 
 
+def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
+    """First quartile, median and third quartile; thrice the value if there is one alone, NaN if there is none."""
+    if len(values) < 2:
+        return (values[0] if values else math.nan,) * 3
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+    return low, middle, high
+
+
 @dataclass(frozen=True)
 class Measured:
     """The timings of a contender, one per turn; none unless its answer is right."""
@@ -83,7 +92,7 @@ class Measured:
     @property
     def median(self) -> float:
         """Median of the turns; NaN if there are none."""
-        return statistics.median(self.seconds) if self.seconds else float("nan")
+        return quartiles(self.seconds)[1]
 
 
 @dataclass(frozen=True)
@@ -208,9 +217,7 @@ def ratio(numerator: Measured, denominator: Measured) -> tuple[float, tuple[floa
     else:
         above, below = above[: len(below)], below[: len(above)]
         pairs = [a / b for a, b in zip(above, below, strict=True)]
-    if len(pairs) < 2:
-        return pairs[0], (pairs[0], pairs[0])
-    low, value, high = statistics.quantiles(pairs, n=4, method="inclusive")
+    low, value, high = quartiles(pairs)
     return value, (low, high)
 
 

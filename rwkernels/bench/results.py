@@ -11,7 +11,6 @@ import gzip
 import importlib
 import json
 import math
-import statistics
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -22,7 +21,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from rwkernels.bench.harness import COPIES, RIGHT
+from rwkernels.bench.harness import COPIES, RIGHT, quartiles
 from rwkernels.pages import counted
 
 FORMAT = 1
@@ -100,14 +99,12 @@ class Row:
     @property
     def median(self) -> float:
         """Median of the turns."""
-        return statistics.median(self.seconds) if self.seconds else math.nan
+        return quartiles(self.seconds)[1]
 
     @property
     def quartiles(self) -> tuple[float, float]:
         """First and third quartile of the turns."""
-        if len(self.seconds) < 2:
-            return self.median, self.median
-        low, _, high = statistics.quantiles(self.seconds, n=4, method="inclusive")
+        low, _, high = quartiles(self.seconds)
         return low, high
 
     @property

@@ -233,9 +233,9 @@ def seconds_text(value: float) -> str:
     return f"{value * 1e9:.3g} ns"
 
 
-def bytes_text(value: float) -> str:
+def bytes_text(value: float, digits: str = ".3g") -> str:
     """Bytes with their unit."""
     for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if value >= factor:
-            return f"{value / factor:.3g} {unit}"
+            return f"{value / factor:{digits}} {unit}"
     return f"{value:.0f} B"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from types import TracebackType
 from typing import Any
 
 from rwkernels.bench.charts import pretty
@@ -185,41 +184,30 @@ class Bar:
         self.total, self.done, self.start, self.said = max(total, 1e-9), 0.0, time.perf_counter(), 0.0
         console = Console(stderr=True)
         self.live = console.is_terminal
-        self.progress = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.percentage:3.0f}%"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.fields[left]}"),
-            TextColumn("[dim]{task.description}"),
-            console=console,
-            transient=True,
-            disable=not self.live,
-        )
-        self.task = self.progress.add_task("", total=self.total, left="")
+        columns = ("{task.percentage:3.0f}%", BarColumn(bar_width=24), TextColumn("[dim]{task.description}"))
+        self.progress = Progress(SpinnerColumn(), *columns, console=console, transient=True, disable=not self.live)
+        self.task = self.progress.add_task("", total=self.total)
 
     def __enter__(self) -> Bar:
         self.progress.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.progress.stop()
 
     def left(self) -> float:
         """Seconds that are left: what is to be done at the pace so far, at the estimated pace in the beginning."""
         gone = time.perf_counter() - self.start
-        pace = (gone + 10.0) / (self.done + 10.0)
-        return (self.total - self.done) * pace
+        return (self.total - self.done) * (gone + 10.0) / (self.done + 10.0)
 
     def __call__(self, case: Case, threads: int, done: float) -> None:
         """A part of a case that was estimated at `done` seconds is done."""
         self.done = min(self.done + done, self.total)
         left = self.left()
         text = f"about {left / 60:.0f} min left" if left > 90 else f"about {left:.0f} s left"
-        what = f"{case.id}, {threads_text(threads)}"
-        self.progress.update(self.task, completed=self.done, description=what, left=text)
+        what = f"{text}: {case.id}, {threads_text(threads)}"
+        self.progress.update(self.task, completed=self.done, description=what)
         now = time.perf_counter()
         if not self.live and now - self.said > 20:
             self.said = now
-            print(f"{100 * self.done / self.total:3.0f} %, {text}: {what}", file=sys.stderr, flush=True)
+            print(f"{100 * self.done / self.total:3.0f} %, {what}", file=sys.stderr, flush=True)

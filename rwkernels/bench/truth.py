@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from rwkernels.bench.inputs import Task, labels, labels_plus_one, odd_pixel
+from rwkernels.bench.inputs import Task, labels, labels_plus_one, odd_pixel, positions
 from rwkernels.bench.peers import missing_module
 
 # Pixels times classes up to which SciPy is asked outside the rows where it is the peer anyway.
@@ -81,10 +81,8 @@ def _closed_form(task: Task) -> Tensor | None:
         return torch.ones(task.shape)
     if task.pattern in ("centre", "corner"):
         squared = torch.zeros(task.image_shape)
-        for axis, (side, there) in enumerate(zip(task.image_shape, odd_pixel(task), strict=True)):
-            view = [1] * len(task.image_shape)
-            view[axis] = -1
-            squared += (torch.arange(side, dtype=torch.float32) - there).square().view(view)
+        for at, there in zip(positions(task.image_shape), odd_pixel(task), strict=True):
+            squared += (at.float() - there).square()
         squared[odd_pixel(task)] = 1
         return squared.sqrt_().expand(task.shape)
     return None
