@@ -37,7 +37,7 @@ class Ratio:
     low: float
     high: float
     kind: str = "faster"
-    goal: float | None = None
+    goal: int | float | None = None  # an integer stays one in JSON
 
     @property
     def met(self) -> bool | None:
