@@ -57,16 +57,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def race(request: pytest.FixtureRequest) -> Iterator[Callable[[Case], list[Row]]]:
     """The rows of a case, measured when the first of its tests asks."""
     scale = request.config.getoption("scale")
-    server = None if scale == "tiny" or memory.can_run() else memory.Server(scale)
+    with memory.server(scale) as server:
 
-    @lru_cache(maxsize=1)
-    def measured(case: Case) -> list[Row]:
-        _rows[case.id] = session.measure_case(case, session.thread_counts(case), scale, server)
-        return _rows[case.id]
+        @lru_cache(maxsize=1)
+        def measured(case: Case) -> list[Row]:
+            _rows[case.id] = session.measure_case(case, session.thread_counts(case), scale, server)
+            return _rows[case.id]
 
-    yield measured
-    if server is not None:
-        server.close()
+        yield measured
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 from monai.networks.nets.basic_unet import BasicUNet
 from torch import Tensor, nn
@@ -24,8 +25,10 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 import rwkernels as rw
 from rwkernels.bench.inputs import Task, labels
+from rwkernels.bench.losses import plain_loss
 from rwkernels.bench.truth import paper_map
 from rwkernels.data import AddMap, MapCollate, MapLoader
+from rwkernels.pages import Table, markdown
 
 CLASSES = 4
 Loss = Callable[[Tensor, Any], Tensor]
@@ -35,8 +38,8 @@ class Hearts(Dataset):
     """Slices with a cavity inside a muscle and a second cavity beside it, about 4 % of the image, and their labels."""
 
     def __init__(self, size: int, side: int, transform: Callable[[Any], Any] | None = None) -> None:
-        self.labels = labels(Task("T1", "hearts", (size, side, side), CLASSES)).numpy()
-        noise = np.random.default_rng(2022).standard_normal((size, 1, side, side), np.float32)
+        self.labels = labels(Task("", "hearts", (size, side, side), CLASSES))
+        noise = torch.randn(size, 1, side, side, generator=torch.Generator().manual_seed(2022))
         self.images = self.labels[:, None] + noise / 2
         self.transform = transform
 
@@ -44,18 +47,14 @@ class Hearts(Dataset):
         return len(self.labels)
 
     def __getitem__(self, index: int) -> Any:
-        sample = torch.from_numpy(self.images[index]), torch.from_numpy(self.labels[index])
+        sample = self.images[index], self.labels[index]
         return sample if self.transform is None else self.transform(sample)
 
 
-def scipy_map(labels: Tensor) -> Tensor:
+def scipy_map(image: Tensor) -> Tensor:
     """The rectified map as the paper's code makes it: one transform for every image and class."""
-    array = labels.numpy()
-    return torch.from_numpy(paper_map(np.stack([array == k for k in range(CLASSES)], 1), None)[0])
-
-
-def eager_loss(logits: Tensor, maps: Tensor) -> Tensor:
-    return (torch.softmax(logits, 1) * maps).mean()
+    masks = np.stack([image.numpy() == k for k in range(CLASSES)], 1)
+    return torch.from_numpy(paper_map(masks, None)[0])
 
 
 @dataclass
@@ -98,7 +97,7 @@ def contenders(setting: Setting) -> list[Contender]:
             persistent_workers=setting.workers > 0,
         )
 
-    any_labels = torch.from_numpy(Hearts(setting.batch, setting.side).labels)
+    any_labels = Hearts(setting.batch, setting.side).labels
     any_map = rw.rectified_map(any_labels, CLASSES)
     return [
         Contender("no map", loader(), lambda batch: any_map),
@@ -107,7 +106,7 @@ def contenders(setting: Setting) -> list[Contender]:
         Contender("map in the loss (RegionWiseLoss)", loader(), lambda batch: rw.rectified_map(batch[1], CLASSES)),
         Contender("AddMap in workers", loader(transform=AddMap(CLASSES)), lambda batch: batch[2]),
         Contender("MapCollate in workers", loader(collate=MapCollate(CLASSES)), lambda batch: batch[2]),
-        Contender("the paper's way (SciPy in the loss)", loader(), lambda batch: scipy_map(batch[1]), eager_loss),
+        Contender("the paper's way (SciPy in the loss)", loader(), lambda batch: scipy_map(batch[1]), plain_loss),
     ]
 
 
@@ -160,24 +159,15 @@ def measure(racing: list[Contender], step: Callable[[Tensor, Any, Loss], None], 
 
 def table(racing: list[Contender]) -> str:
     """One line a contender: what it waited, beyond the first one too, and the share of its step that this is."""
-    lines = [f"| {'the map comes from':36} | step, ms | wait, ms | wait for the map, ms | share of the step |"]
-    lines.append("|---|---|---|---|---|")
+    rows = []
     idle = statistics.median(racing[0].waited)
     for contender in racing:
         step, wait = statistics.median(contender.stepped), statistics.median(contender.waited)
         more = max(wait - idle, 0.0)
-        share = "" if contender is racing[0] else f"{more / step:.2%}"
-        lines.append(
-            f"| {contender.name:36} | {step * 1e3:.1f} | {wait * 1e3:.2f} | "
-            f"{'' if contender is racing[0] else format(more * 1e3, '.2f')} | {share} |"
-        )
-    return "\n".join(lines)
-
-
-def resident() -> int:
-    """Bytes of memory that the process holds."""
-    with open("/proc/self/statm") as statm:
-        return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        beyond = ["", ""] if contender is racing[0] else [f"{more * 1e3:.2f}", f"{more / step:.2%}"]
+        rows.append([contender.name, f"{step * 1e3:.1f}", f"{wait * 1e3:.2f}", *beyond])
+    head = ["the map comes from", "step, ms", "wait, ms", "wait for the map, ms", "share of the step"]
+    return markdown([Table(head, rows)])
 
 
 def memory(setting: Setting, batches: int) -> str:
@@ -194,7 +184,7 @@ def memory(setting: Setting, batches: int) -> str:
         rw.region_wise_loss(logits, maps).backward()
         logits.grad = None
         if index >= warm_up:
-            sizes.append(resident())
+            sizes.append(psutil.Process().memory_info().rss)
     tenth = max(batches // 10, 1)
     first, last = (statistics.median(part) for part in (sizes[:tenth], sizes[-tenth:]))
     shown = " ".join(f"{size / 2**20:.1f}" for size in sizes[::tenth])

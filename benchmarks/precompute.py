@@ -36,6 +36,7 @@ from scipy.ndimage import distance_transform_edt
 
 from rwkernels.bench.inputs import Task, labels
 from rwkernels.bench.truth import paper_map
+from rwkernels.commands import processors
 
 CLASSES = 4
 
@@ -144,7 +145,7 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=128)
     parser.add_argument("--turns", type=int, default=3, help="of all ways, one after the other; medians are shown")
     parser.add_argument("--source", choices=("nii.gz", "nii", "npy"), default="nii.gz")
-    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--workers", type=int, default=processors())
     parser.add_argument("--folder", type=Path, help="on which disk (default: that of temporary files)")
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--json", type=Path)

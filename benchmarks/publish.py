@@ -13,43 +13,25 @@ from __future__ import annotations
 import argparse
 import gzip
 import math
-import re
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from rwkernels.bench import charts, command, drawing, losses, maps, results, session, summary, table
-from rwkernels.bench import page as html
+from rwkernels.bench import charts, command, drawing, page, results, session, summary, table
+from rwkernels.bench.names import COMPACT, COMPILED, CROSS_ENTROPY, DENSE, DENSE_REUSED, EAGER
 from rwkernels.bench.results import Run, threads_text
 from rwkernels.bench.summary import HEADLINES, Found, number
 from rwkernels.files import write
+from rwkernels.pages import Block, Table, Text, markdown, replaced
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 KEPT = RESULTS / f"{command.NAME}.json.gz"  # the JSON in a tenth of the room
 README, DOCUMENT, PICTURES = ROOT / "README.md", ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "benchmarks"
-DRAWN = {
-    "ratios": ("Times faster than the named peer", charts.ratio_bars),
-    "times": ("Who takes how long", charts.time_bars),
-    "scaling": ("How the cost grows", charts.curves),
-    "roofline": ("How close to the speed of a copy", charts.roofline),
-}
-
-
-def replaced(text: str, name: str, content: str) -> str:
-    """`text` with `content` between the markers called `name`."""
-    begin, end = f"<!-- {name}: made by python -m benchmarks.publish -->", f"<!-- end of {name} -->"
-    pattern = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)
-    if len(pattern.findall(text)) != 1:
-        raise ValueError(f"expected one {begin!r} ... {end!r}")
-    return pattern.sub(lambda _: f"{begin}\n{content}\n{end}", text)
-
-
-def markdown(head: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
-    """A table."""
-    rule = ["---:" if index in right else "---" for index in range(len(head))]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, rule, *rows))
+COMMAND = "python -m benchmarks.publish"
+TITLES = {**page.TITLES, "ratios": "Times faster than the named peer", "roofline": "How close to the speed of a copy"}
 
 
 def _by_threads(found: Sequence[Found]) -> dict[int, list[Found]]:
@@ -84,7 +66,7 @@ def readme_table(run: Run) -> str:
                 shown = " / ".join(spans) if len(groups) == len(counts) else f"- / {spans[0]}"
                 rows.append([f"{headline.title}: {inputs}", headline.peer_text, shown])
     head = ["", "against", f"times faster, {' / '.join(threads_text(count) for count in counts)}"]
-    return markdown(head, rows)
+    return markdown([Table(head, rows, right=())])
 
 
 def readme_part(run: Run) -> str:
@@ -122,7 +104,7 @@ def _least(run: Run) -> list[str]:
         f"It gains least in “{least.headline.title}” of {charts.pretty(least.row.task)} on "
         f"{threads_text(least.row.threads)}: {number(least.ratio.value)} times faster than {least.headline.peer_text}."
     ]
-    dense = [row for row in run.rows if row.contender == maps.DENSE_REUSED and row.share and row.num_classes >= _MANY]
+    dense = [row for row in run.rows if row.contender == DENSE_REUSED and row.share and row.num_classes >= _MANY]
     if dense:
         classes = dense[0].num_classes
         cost = summary.span(1 / row.share for row in dense if row.share)
@@ -137,87 +119,41 @@ def _memory(run: Run) -> list[str]:
     """The peak of forward and backward, in gradients."""
     found: dict[str, list[float]] = {}
     for row in run.rows:
-        if row.family == "loss" and row.peak and row.pattern != "random" and row.dtype == "float32":
+        if row.family == "loss" and row.peak and not summary.of_grid(row) and row.dtype == "float32":
             gradient = 4 * row.num_classes * math.prod(row.shape)
             found.setdefault(row.contender, []).append(row.peak / gradient)
-    if not {losses.DENSE, losses.EAGER} <= set(found):
+    if not {DENSE, EAGER} <= set(found):
         return []
-    ours, eager = summary.span(found[losses.DENSE]), summary.span(found[losses.EAGER])
+    ours, eager = summary.span(found[DENSE]), summary.span(found[EAGER])
     return [f"Beyond its inputs, forward and backward need the memory of {ours} gradients (eager PyTorch: {eager})."]
-
-
-def _machine(run: Run) -> str:
-    return markdown(["", ""], [[name, value] for name, value in html.machine_lines(run)])
-
-
-def _losing(run: Run) -> str:
-    lost = summary.losing(run) + summary.missed(run)
-    if not lost:
-        return "Nowhere in this run."
-    rows = []
-    for row, ratio in lost:
-        goal = "" if ratio.goal is None else f"{table.SIGNS[ratio.kind]} {ratio.goal:g}"
-        rows.append([charts.pretty(row.case), row.contender, str(row.threads), table.ratio_text(ratio), goal])
-    return markdown(["case", "contender", "threads", "found", "goal"], rows, right=(2,))
-
-
-def _unranked(run: Run) -> str:
-    rows = []
-    for name, reason, listed in summary.unranked(run):
-        cases = sorted({charts.pretty(row.case) for row in listed})
-        rows.append([name, reason, cases[0] + (f" and {len(cases) - 1} more" if len(cases) > 1 else "")])
-    return markdown(["contender", "why", "where"], rows) if rows else "Everyone was."
-
-
-def _curves(run: Run) -> str:
-    most = summary.best_threads(run, summary.main_device(run))
-    rows = [
-        [
-            curve.curve,
-            curve.contender,
-            f"{curve.exponent:.2f}" + ("" if curve.error is None else f" ± {curve.error:.2f}"),
-            str(curve.points),
-            "" if curve.limit is None else f"≤ {curve.limit:g}{'' if curve.met else ', missed'}",
-        ]
-        for curve in run.curves
-        if curve.threads in (0, most)
-    ]
-    return markdown(["curve", "contender", "exponent", "points", "goal"], rows, right=(2, 3))
 
 
 def _all(run: Run) -> str:
     """Every case but those of the curves and of the grid, on all threads; the rest is in the JSON and the report."""
-    most, parts = summary.best_threads(run, summary.main_device(run)), []
-    by_case: dict[str, list[results.Row]] = {}
-    for row in run.rows:
-        if not row.curve and row.threads == most and not (row.family == "loss" and row.pattern == "random"):
-            by_case.setdefault(row.case, []).append(row)
-    for case, rows in by_case.items():
-        lines = []
-        for row in rows:
-            cells = table.cells(row)
-            lines.append([cells[0], *cells[2:]] if row.ranked else [row.contender, row.verdict, *[""] * 6])
+    most = summary.best_threads(run, summary.main_device(run))
+    shown = [row for row in run.rows if not row.curve and row.threads == most and not summary.of_grid(row)]
+    blocks: list[Block] = []
+    for case, rows in table.by_case(shown).items():
+        found = table.of_case(rows).columns(0, 2, 3, 4, 5, 6, 7, 8)
         faster = f"times faster than {rows[0].peer}"
-        head = ["contender", "median", "quartiles", faster, "quartiles", "of copy", "peak", "result"]
-        parts.append(f"**{charts.pretty(case)}**\n\n{markdown(head, lines, right=range(1, 7))}")
-    return "\n\n".join(parts)
+        blocks.append(Text(f"**{charts.pretty(case)}**"))
+        blocks.append(replace(found, head=["contender", "median", "quartiles", faster, *found.head[4:]]))
+    return markdown(blocks)
 
 
 def _grid(run: Run) -> str:
     """The loss over types, layouts and shapes, one line a case: all threads."""
     most, rows = summary.best_threads(run, summary.main_device(run)), []
-    cases: dict[str, dict[str, results.Row]] = {}
-    for row in run.rows:
-        if row.family == "loss" and row.pattern == "random" and row.threads == most:
-            cases.setdefault(row.case, {})[row.contender] = row
-    for case, found in cases.items():
-        dense, compact = found.get(losses.DENSE), found.get(losses.COMPACT)
+    shown = table.by_case(row for row in run.rows if summary.of_grid(row) and row.threads == most)
+    for case, raced in shown.items():
+        found = {row.contender: row for row in raced}
+        dense, compact = found.get(DENSE), found.get(COMPACT)
         if dense is None or compact is None or not dense.ranked or not compact.ranked:
             continue
         ratios = [
-            summary.against(dense, losses.EAGER),
-            summary.against(dense, losses.COMPILED),
-            summary.against(compact, losses.CROSS_ENTROPY),
+            summary.against(dense, EAGER),
+            summary.against(dense, COMPILED),
+            summary.against(compact, CROSS_ENTROPY),
         ]
         rows.append(
             [
@@ -228,17 +164,20 @@ def _grid(run: Run) -> str:
             ]
         )
     head = ["case", "dense", "compact", "dense: eager", "dense: torch.compile", "compact: cross_entropy"]
-    return markdown(head, rows, right=range(1, 6)) if rows else "Not in this run."
+    return markdown([Table(head, rows)]) if rows else "Not in this run."
 
 
 def document_parts(run: Run) -> dict[str, str]:
     """What stands between the markers of docs/benchmarks.md."""
+    most = summary.best_threads(run, summary.main_device(run))
+    lost, unranked = table.of_losses(run), table.of_unranked(run)
+    curves = table.of_curves([curve for curve in run.curves if curve.threads in (0, most)])
     return {
         "sentence": "\n\n".join([f"**{summary.sentence(run)}**", *summary.caveats(run), took(run)]),
-        "machine": _machine(run),
-        "losing": _losing(run),
-        "unranked": _unranked(run),
-        "exponents": _curves(run),
+        "machine": markdown([Table(["", ""], page.machine_lines(run), right=())]),
+        "losing": markdown([lost]) if lost.rows else "Nowhere in this run.",
+        "unranked": markdown([unranked]) if unranked.rows else "Everyone was.",
+        "exponents": markdown([curves.columns(0, 1, 3, 5, 4)]),
         "grid": _grid(run),
         "rows": _all(run),
     }
@@ -247,19 +186,19 @@ def document_parts(run: Run) -> dict[str, str]:
 def pictures(run: Run) -> dict[str, str]:
     """The charts as files that follow the reader's colour scheme."""
     found = {}
-    for name, (title, make) in DRAWN.items():
+    for name, make in charts.CHARTS.items():
         draw = make(run)
         if draw is not None:
-            found[f"{name}.svg"] = drawing.standalone(drawing.svg(f"docs-{name}", title, draw, drawing.WIDE))
+            found[f"{name}.svg"] = drawing.standalone(drawing.svg(f"docs-{name}", TITLES[name], draw, drawing.WIDE))
     return found
 
 
 def publish(run: Run) -> list[Path]:
     """Writes everything; returns the files."""
-    document = DOCUMENT.read_text()
-    for name, content in document_parts(run).items():
-        document = replaced(document, name, content)
-    written = {README: replaced(README.read_text(), "benchmark table", readme_part(run)), DOCUMENT: document}
+    written = {
+        README: replaced(README.read_text(), {"benchmark table": readme_part(run)}, COMMAND),
+        DOCUMENT: replaced(DOCUMENT.read_text(), document_parts(run), COMMAND),
+    }
     written |= {PICTURES / name: drawn for name, drawn in pictures(run).items()}
     for path, text in written.items():
         write(path, text)

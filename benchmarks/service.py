@@ -30,11 +30,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 from torch import Tensor
 
 from rwkernels.data.building import MapBuilder
 from rwkernels.maps.quantised import largest_error
+from rwkernels.pages import Table, markdown
 from rwkernels.service import RemoteMapBuilder
 
 CLASSES = 4
@@ -128,13 +130,10 @@ def throughput(url: str, plain_url: str, threads: int, setting: Setting) -> str:
                 rates[name].append(setting.batches / (time.perf_counter() - start))
     size = batches[0].numel()
     here = statistics.median(rates["in this process"])
-    title = f"batches of {size / 2**20:.3g} MiB of labels"
-    lines = [f"| {title:32} | batches/s | Mpixel/s | of in-process |"]
-    lines.append("|---|---|---|---|")
-    for name, found in rates.items():
-        rate = statistics.median(found)
-        lines.append(f"| {name:32} | {rate:.1f} | {rate * size / 1e6:.0f} | {rate / here:.0%} |")
-    return "\n".join(lines)
+    medians = {name: statistics.median(found) for name, found in rates.items()}
+    rows = [[name, f"{r:.1f}", f"{r * size / 1e6:.0f}", f"{r / here:.0%}"] for name, r in medians.items()]
+    head = [f"batches of {size / 2**20:.3g} MiB of labels", "batches/s", "Mpixel/s", "of in-process"]
+    return markdown([Table(head, rows)])
 
 
 def _client(url: str, shape: tuple[int, ...], bits: int | None, start: Any, seconds: float, found: Any) -> None:
@@ -172,12 +171,6 @@ def latencies(url: str, shape: tuple[int, ...], clients: int, setting: Setting) 
     return f"| {size} | {clients} | {len(took) / setting.seconds:.0f} | {p50:.2f} | {p99:.2f} |"
 
 
-def resident(pid: int) -> int:
-    """Bytes of memory that a process holds."""
-    with open(f"/proc/{pid}/statm") as statm:
-        return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
 def memory(url: str, pid: int, setting: Setting) -> str:
     """The memory of the service after every tenth of many requests, beyond a tenth to warm up."""
     builder = RemoteMapBuilder(url, CLASSES, bits=8)
@@ -187,7 +180,7 @@ def memory(url: str, pid: int, setting: Setting) -> str:
     for _ in range(11):
         for _ in builder.maps_of(batch for _ in range(tenth)):
             pass
-        sizes.append(resident(pid))
+        sizes.append(psutil.Process(pid).memory_info().rss)
     shown = " ".join(f"{size / 2**20:.1f}" for size in sizes)
     return (
         f"MiB after every {tenth} requests: {shown}\ngrowth over {10 * tenth} requests: {sizes[-1] / sizes[0] - 1:+.2%}"

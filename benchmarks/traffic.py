@@ -22,6 +22,8 @@ from torch import Tensor
 import rwkernels as rw
 from benchmarks import eager_traffic, inductor, kernel_traffic, launch_traffic
 from benchmarks.moved import Moved, Traffic
+from rwkernels.bench.losses import plain_loss
+from rwkernels.pages import Table, markdown
 
 # Takes the number of classes, the type of the logits and the side of the BATCH square images, and gives bytes.
 Contender = Callable[[int, torch.dtype, int], Moved]
@@ -37,11 +39,6 @@ The loss is `(softmax(logits) * maps).mean()`; eager and torch.compile take it a
 rwkernels the incoming gradient is 1, as after `loss.backward()`: known on the device only, so this is counted by hand,
 as a read of that one number. With another (a GradScaler), and with float16 logits, the kept gradient is read and
 written once more: "{SCALED}"."""
-
-
-def plain_loss(logits: Tensor, maps: Tensor) -> Tensor:
-    """What a user of PyTorch writes."""
-    return (torch.softmax(logits, 1) * maps).mean()
 
 
 def dense_inputs(num_classes: int, dtype: torch.dtype, side: int = SIDE) -> tuple[Tensor, Tensor]:
@@ -144,13 +141,13 @@ def rows(num_classes: list[int], side: int = SIDE) -> list[Row]:
 
 def table(lines: list[Row]) -> str:
     """The rows in Markdown."""
-    text = [f"| {' | '.join(COLUMNS)} |", "|---|---|" + "---:|" * (len(COLUMNS) - 2)]
+    rows = []
     for row in lines:
         forward, backward = row.moved.forward, row.moved.backward
         numbers = [forward.read, forward.written, backward.read, backward.written, row.moved.total]
         cells = [row.contender, row.logits, str(row.num_classes), *(f"{number:.1f}" for number in numbers)]
-        text.append(f"| {' | '.join(cells)} | {row.eager_over_this:.2f} |")
-    return "\n".join(text)
+        rows.append([*cells, f"{row.eager_over_this:.2f}"])
+    return markdown([Table(COLUMNS, rows, right=range(2, len(COLUMNS)))])
 
 
 def main() -> int:

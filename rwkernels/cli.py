@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import importlib.util
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from types import ModuleType
 from typing import NamedTuple
 
 from rwkernels import __version__
-
-INTERRUPTED = 130
-"""Exit status after Ctrl-C: 128 + SIGINT, as shells report it."""
+from rwkernels.commands import INTERRUPTED
 
 
 class Command(NamedTuple):
@@ -64,25 +61,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("\nInterrupted.", file=sys.stderr)
         return INTERRUPTED
     return code
-
-
-def says_what_is_missing(command: str, extra: str, packages: Iterable[str], who: str = "it") -> bool:
-    """Whether packages that a command needs are not installed; it says so, and which extra brings them."""
-    missing = [name for name in packages if importlib.util.find_spec(name) is None]
-    if missing:
-        print(
-            f"rwkernels {command}: {', '.join(missing)} not installed; "
-            f'{who} needs the extra: pip install "rwkernels[{extra}]"',
-            file=sys.stderr,
-        )
-    return bool(missing)
-
-
-def positive(text: str) -> int:
-    """An option's value as a whole number of at least 1: the `type` of an argument."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
-    return int(text)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from rwkernels.commands import problem
+
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
@@ -235,19 +237,14 @@ def run(arguments: argparse.Namespace) -> int:
         else:
             reason = _why_no_window()
             if reason is not None:
-                return _problem(f"{reason}: pass --save FILE to write the figure")
+                return problem("show", f"{reason}: pass --save FILE to write the figure")
         figure = draw(arguments)
         if arguments.save is None:
             _window(figure)
         else:
             print(f"wrote {plots.save(figure, arguments.save, dpi=arguments.dpi)}")
     except ImportError as error:
-        return _problem(str(error))
+        return problem("show", error)
     except (ValueError, TypeError, OSError) as error:
-        return _problem(f"{arguments.labels}: {error}")
+        return problem("show", f"{arguments.labels}: {error}")
     return 0
-
-
-def _problem(text: str) -> int:
-    print(f"rwkernels show: {text}", file=sys.stderr)
-    return 2

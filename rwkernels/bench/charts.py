@@ -8,11 +8,11 @@ import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from rwkernels.bench import losses, maps, peers
 from rwkernels.bench.drawing import FOURTH, OTHER, OURS, PAPER, PEER, QUIET, TEXT, THIRD, Page, subplots
 from rwkernels.bench.harness import COPIES
+from rwkernels.bench.names import COMPACT, COMPACT_REUSED, CUCIM, DENSE, EAGER, EDT_FINISH, REUSED, SCIPY
 from rwkernels.bench.results import Row, Run, threads_text
-from rwkernels.bench.summary import HEADLINES, best_threads, found, number, seconds_text
+from rwkernels.bench.summary import HEADLINES, best_threads, bytes_text, found, number, seconds_text
 
 
 def _logarithmic_ratios(axes: Any, low: float, high: float, page: Page) -> None:
@@ -184,14 +184,14 @@ def _contenders(axes: Any, case: str, rows: Sequence[Row], page: Page) -> None:
 # --- scaling ---------------------------------------------------------------------------------------------------
 
 _LINES: dict[str, tuple[str, str, str]] = {
-    maps.COMPACT_REUSED: (OURS, "o", "-"),
-    maps.REUSED: (OURS, "o", "-"),
-    losses.COMPACT: (OURS, "o", "-"),
-    losses.DENSE: (THIRD, "^", "-"),
-    maps.EDT_FINISH: (FOURTH, "s", "--"),
-    peers.CUCIM: (FOURTH, "s", "--"),
-    peers.SCIPY: (PEER, "D", ":"),
-    losses.EAGER: (PEER, "D", ":"),
+    COMPACT_REUSED: (OURS, "o", "-"),
+    REUSED: (OURS, "o", "-"),
+    COMPACT: (OURS, "o", "-"),
+    DENSE: (THIRD, "^", "-"),
+    EDT_FINISH: (FOURTH, "s", "--"),
+    CUCIM: (FOURTH, "s", "--"),
+    SCIPY: (PEER, "D", ":"),
+    EAGER: (PEER, "D", ":"),
 }
 PANELS = (
     "map, pixels, 2D", "map, pixels, 3D", "loss, pixels, 2D", "loss, pixels, 3D", "map, classes", "loss, classes",
@@ -295,7 +295,7 @@ def roofline(run: Run, device: str = "cpu") -> Callable[[Page], Any] | None:
         axes.set_ylim(low, high * (high / low) ** 0.28)
         axes.xaxis.set_minor_locator(NullLocator())
         axes.yaxis.set_minor_locator(NullLocator())
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _bytes(value)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: bytes_text(value, "g")))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: seconds_text(value)))
         axes.set_xlabel("bytes that have to be read and written")
         axes.set_title(f"time, {threads_text(count)}" if device == "cpu" else "time")
@@ -317,8 +317,5 @@ def _copies(rows: Sequence[Row]) -> list[tuple[float, float]]:
     ]
 
 
-def _bytes(value: float) -> str:
-    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if value >= factor:
-            return f"{value / factor:g} {unit}"
-    return f"{value:g} B"
+CHARTS = {"ratios": ratio_bars, "times": time_bars, "scaling": curves, "roofline": roofline}
+"""By the name of their section and file: what draws them, or None where a run has nothing to show."""

@@ -9,24 +9,23 @@ import re
 import sys
 from collections.abc import Sequence
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 
 import torch
 
-from rwkernels.bench import compare, results, session, table
-from rwkernels.bench import page as html
+from rwkernels import commands
+from rwkernels.bench import compare, page, results, session, table
 from rwkernels.bench.registry import Case
 from rwkernels.bench.results import Run, threads_text
-from rwkernels.bench.summary import counted, goals
-from rwkernels.cli import INTERRUPTED
+from rwkernels.bench.summary import goals
 from rwkernels.files import write
+from rwkernels.pages import counted
 
 NAME = "rwkernels-bench"
 
 
-def _problem(text: str, status: int = 2) -> int:
-    print(f"rwkernels bench: {text}", file=sys.stderr)
-    return status
+_problem = partial(commands.problem, "bench")
 
 
 def choose(scale: str, only: str | None) -> list[Case]:
@@ -45,7 +44,7 @@ def save(run: Run, folder: Path, changes: Sequence[compare.Change] = ()) -> list
     """Writes the JSON and the report into `folder`."""
     paths = [folder / f"{NAME}.json", folder / f"{NAME}.html"]
     write(paths[0], results.dumped(run))
-    write(paths[1], html.page(run, changes))
+    write(paths[1], page.page(run, changes))
     return paths
 
 
@@ -92,7 +91,7 @@ def _measure(chosen: Sequence[Case], scale: str, args: argparse.Namespace, earli
 
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
     total = session.effort(chosen, args.threads)
-    threads = args.threads or sorted({1, session.processors()})
+    threads = args.threads or sorted({1, commands.processors()})
     told = " and ".join(threads_text(count) for count in threads)
     console.print(f"{counted(len(chosen), 'case')} on {told}, estimated {total / 60:.1f} minutes", soft_wrap=True)
     with table.Bar(total) as bar:
@@ -109,7 +108,7 @@ def _measure(chosen: Sequence[Case], scale: str, args: argparse.Namespace, earli
     took = sum(run.took.values())
     console.print(f"took {took / 60:.1f} minutes, estimated {total / 60:.1f}")
     if run.interrupted:
-        return INTERRUPTED
+        return commands.INTERRUPTED
     met, all_goals = goals(run)
     failed = session.failures(run)
     for row in failed:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -38,12 +39,12 @@ class Change:
         """One of "slower", "faster" and "same"."""
         ratio = self.ratio
         if ratio is None:
-            change = 1 / self.time
-            (a, b), (c, d) = self.before.quartiles, self.now.quartiles
-            apart = b < c or d < a
+            change, ends = 1 / self.time, [*self.before.quartiles, *self.now.quartiles]
         else:
-            change = ratio
-            apart = _apart(self.before, self.now)
+            kept = (self.before.ratio_low, self.before.ratio_high, self.now.ratio_low, self.now.ratio_high)
+            change, ends = ratio, [math.nan if end is None else end for end in kept]
+        a, b, c, d = ends
+        apart = b < c or d < a  # never where one is not known
         if not apart or 1 / 1.1 < change < 1.1:
             return "same"
         return "faster" if change > 1 else "slower"
@@ -60,14 +61,6 @@ class Change:
             "" if ratio is None or self.now.ratio is None else f"{number(self.now.ratio)}×",
             "" if ratio is None else f"{ratio:.2f} {self.verdict if self.verdict != 'same' else ''}".strip(),
         ]
-
-
-def _apart(before: Row, now: Row) -> bool:
-    quartiles = (before.ratio_low, before.ratio_high, now.ratio_low, now.ratio_high)
-    if any(value is None for value in quartiles):
-        return False
-    a, b, c, d = (float(value or 0) for value in quartiles)
-    return b < c or d < a
 
 
 def changes(before: Run, now: Run, ours_only: bool = True) -> Sequence[Change]:

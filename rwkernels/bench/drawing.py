@@ -5,11 +5,12 @@ Every chart is drawn twice, wide and for a phone; the page shows the one that fi
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+
+from rwkernels import pages
 
 # Placeholders that the drawing is made in, and the CSS variables they become.
 TEXT, QUIET, GRID, OURS, PEER, THIRD, FOURTH, OTHER, PAPER = (
@@ -60,7 +61,6 @@ def subplots(page: Page, height: float, rows: int = 1, columns: int = 1) -> tupl
 
 
 _STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",
     "font.size": 11.5,
     "text.color": TEXT,
     "axes.labelcolor": QUIET,
@@ -90,10 +90,8 @@ def svg(name: str, title: str, draw: Callable[[Page], Any], page: Page) -> str:
     """The SVG element of a chart, without a prologue."""
     from matplotlib import rc_context
 
-    with rc_context({**_STYLE, "svg.hashsalt": f"{name}-{page.name}"}):
-        text = io.StringIO()
-        draw(page).savefig(text, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    drawn = text.getvalue()
+    with rc_context(_STYLE):
+        drawn = pages.svg(draw(page), f"{name}-{page.name}", fonttype="none")
     drawn = drawn[drawn.index("<svg") :]
     drawn = re.sub(r"<metadata>.*?</metadata>", "", drawn, flags=re.DOTALL)
     for placeholder, variable in VARIABLES.items():
@@ -106,10 +104,15 @@ def svg(name: str, title: str, draw: Callable[[Page], Any], page: Page) -> str:
     return re.sub(r"\n\s*", "\n", drawn)
 
 
+def variables() -> tuple[str, str]:
+    """The colours as declarations of CSS, light and dark."""
+    light, dark = (";".join(f"{name}:{shades[i]}" for name, shades in COLOURS.items()) for i in (0, 1))
+    return light, dark
+
+
 def standalone(drawn: str) -> str:
     """A file of its own that follows the reader's colour scheme."""
-    light = ";".join(f"{name}:{colours[0]}" for name, colours in COLOURS.items())
-    dark = ";".join(f"{name}:{colours[1]}" for name, colours in COLOURS.items())
+    light, dark = variables()
     style = (
         f"<style>svg{{--font:system-ui,sans-serif;{light}}}@media(prefers-color-scheme:dark){{svg{{{dark}}}}}</style>"
     )

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import math
 import statistics
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,9 +48,36 @@ class Contender:
     moved: int | None = None  # the least it must read and write, where that is not what the case says
 
 
+Maker = Callable[[str], Contender]
+"""Makes the contender of a name, with its inputs. Raises `Missing` if it cannot run here."""
+
+
+class Missing(Exception):
+    """A contender cannot run here; the message says why."""
+
+
 def absent(name: str, reason: str) -> Contender:
     """A contender that cannot run here: listed, never skipped in silence."""
     return Contender(name, _nothing, missing=reason)
+
+
+def make(makers: Mapping[str, Maker], names: Iterable[str]) -> list[Contender]:
+    """The contenders called `names`, in that order."""
+    made = []
+    for name in names:
+        try:
+            made.append(makers[name](name))
+        except Missing as reason:
+            made.append(absent(name, str(reason)))
+    return made
+
+
+def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
+    """First quartile, median and third quartile; thrice the value if there is one alone, NaN if there is none."""
+    if len(values) < 2:
+        return (values[0] if values else math.nan,) * 3
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+    return low, middle, high
 
 
 @dataclass(frozen=True)
@@ -64,7 +92,7 @@ class Measured:
     @property
     def median(self) -> float:
         """Median of the turns; NaN if there are none."""
-        return statistics.median(self.seconds) if self.seconds else float("nan")
+        return quartiles(self.seconds)[1]
 
 
 @dataclass(frozen=True)
@@ -189,9 +217,7 @@ def ratio(numerator: Measured, denominator: Measured) -> tuple[float, tuple[floa
     else:
         above, below = above[: len(below)], below[: len(above)]
         pairs = [a / b for a, b in zip(above, below, strict=True)]
-    if len(pairs) < 2:
-        return pairs[0], (pairs[0], pairs[0])
-    low, value, high = statistics.quantiles(pairs, n=4, method="inclusive")
+    low, value, high = quartiles(pairs)
     return value, (low, high)
 
 

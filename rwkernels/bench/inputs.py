@@ -56,14 +56,16 @@ def _smooth(shape: tuple[int, ...], cell: int, generator: torch.Generator) -> Te
     return F.interpolate(noise, size=shape, mode=mode, align_corners=True)[0, 0]
 
 
+def positions(shape: tuple[int, ...]) -> list[Tensor]:
+    """The place of a pixel along every axis, each of a shape that broadcasts over an image."""
+    return [torch.from_numpy(axis) for axis in np.ogrid[tuple(map(slice, shape))]]
+
+
 def _ellipsoid(shape: tuple[int, ...], centre: list[float], radii: list[float]) -> Tensor:
     """Distance from the centre, 1 on the ellipsoid; all numbers are fractions of the sides."""
     total = torch.zeros(shape)
-    for axis, side in enumerate(shape):
-        view = [1] * len(shape)
-        view[axis] = -1
-        position = (torch.arange(side, dtype=torch.float32) + 0.5) / side
-        total += ((position - centre[axis]) / radii[axis]).square().view(view)
+    for axis, at in enumerate(positions(shape)):
+        total += (((at.float() + 0.5) / shape[axis] - centre[axis]) / radii[axis]).square()
     return total.sqrt_()
 
 
@@ -135,12 +137,10 @@ def _single(task: Task, _: torch.Generator) -> Tensor:
 
 
 def _checkerboard(task: Task, _: torch.Generator) -> Tensor:
-    total = torch.zeros(task.image_shape, dtype=torch.uint8)
-    for axis, side in enumerate(task.image_shape):
-        view = [1] * len(task.image_shape)
-        view[axis] = -1
-        total += (torch.arange(side) % 2).to(torch.uint8).view(view)
-    return (total % 2).expand(task.shape).contiguous()
+    total = torch.zeros(task.image_shape, dtype=torch.long)
+    for at in positions(task.image_shape):
+        total += at
+    return (total % 2).to(torch.uint8).expand(task.shape).contiguous()
 
 
 def odd_pixel(task: Task) -> tuple[int, ...]:

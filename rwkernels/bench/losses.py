@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -13,18 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import rwkernels as rw
-from rwkernels.bench import peers, truth
-from rwkernels.bench.harness import Contender, absent
+from rwkernels.bench import names, peers, truth
+from rwkernels.bench.harness import Contender, Maker
 from rwkernels.bench.inputs import CONTIGUOUS, Task, labels, laid_out, logits
-from rwkernels.bench.maps import Maker
-
-DENSE, COMPACT, RECOMPUTE = "rwkernels dense", "rwkernels compact", "rwkernels compact, recompute"
-EAGER, COMPILED, CROSS_ENTROPY, DICE = "eager PyTorch", "torch.compile", "F.cross_entropy", "MONAI DiceLoss"
-KERNELS = {
-    (compact, reused): f"{COMPACT if compact else DENSE}, {'reused' if reused else 'fresh'} gradient"
-    for compact in (False, True)
-    for reused in (True, False)
-}
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # How far loss and gradient may be from float64, relative to the largest entry: rounding of the logits' type, and in the
@@ -49,7 +39,12 @@ def loss_maps(task: Task, device: str, layout: str = CONTIGUOUS) -> tuple[rw.Rec
 
 
 def training_step(
-    name: str, loss: Callable[[Tensor], Tensor], x: Tensor, check: Check, scale: float = 1.0
+    name: str,
+    loss: Callable[[Tensor], Tensor],
+    x: Tensor,
+    check: Check,
+    scale: float = 1.0,
+    moved: int | None = None,
 ) -> Contender:
     """Forward and backward into a fresh gradient; the last one is dropped outside the timing."""
 
@@ -64,17 +59,13 @@ def training_step(
     def judge(value: Tensor) -> str | None:
         return "no gradient" if x.grad is None else check(float(value.detach()), x.grad)
 
-    return Contender(name, run, judge, prepare, buffer="fresh")
+    return Contender(name, run, judge, prepare, buffer="fresh", moved=moved)
 
 
-def _compiled(x: Tensor, z: Tensor, check: Check, scale: float) -> Contender:
+def _compiled(name: str, x: Tensor, z: Tensor, check: Check, scale: float) -> Contender:
     """`torch.compile` of the plain loss; compilation for a new number of threads happens before the timing."""
     compiled: dict[int, Callable[[Tensor, Tensor], Tensor]] = {}
-
-    def step(x: Tensor) -> Tensor:
-        return compiled[torch.get_num_threads()](x, z)
-
-    timed = training_step(COMPILED, step, x, check, scale)
+    timed = training_step(name, lambda x: compiled[torch.get_num_threads()](x, z), x, check, scale)
 
     def prepare() -> None:
         threads = torch.get_num_threads()
@@ -84,20 +75,7 @@ def _compiled(x: Tensor, z: Tensor, check: Check, scale: float) -> Contender:
             timed.run()
         timed.prepare()
 
-    return Contender(COMPILED, timed.run, timed.check, prepare, buffer="fresh")
-
-
-def _dice(x: Tensor, target: Tensor, tolerance: float, scale: float) -> Contender:
-    missing = peers.missing_module("monai.losses")
-    if missing:
-        return absent(DICE, missing)
-    loss = importlib.import_module("monai.losses").DiceLoss(softmax=True, to_onehot_y=True)
-    with_channel = target.unsqueeze(1)
-
-    def check(value: float, gradient: Tensor) -> str | None:
-        return truth.dice_mismatch(value, gradient, x, target, tolerance, scale)
-
-    return training_step(DICE, lambda x: loss(x, with_channel), x, check, scale)
+    return replace(timed, prepare=prepare)
 
 
 def loss_bytes(task: Task, dtype: str) -> tuple[int, int]:
@@ -123,30 +101,32 @@ def loss_makers(task: Task, device: str, dtype: str = "float32", layout: str = C
         # In float16 its sums overflow on a CPU; autocast widens the logits as this does.
         return F.cross_entropy(x.float() if dtype == "float16" else x, target)
 
-    def check(value: float, gradient: Tensor) -> str | None:
-        return truth.loss_mismatch(value, gradient, x, dense, tolerance, scale)
+    check = partial(truth.loss_mismatch, logits=x, maps=dense, tolerance=tolerance, scale=scale)
 
-    def check_cross_entropy(value: float, gradient: Tensor) -> str | None:
-        return truth.cross_entropy_mismatch(value, gradient, x, target, tolerance, scale)
+    def step(loss: Callable[[Tensor], Tensor], moved: int | None = None) -> Maker:
+        return lambda name: training_step(name, loss, x, check, scale, moved)
 
-    def step(name: str, loss: Callable[[Tensor], Tensor], judge: Check, moved: int | None = None) -> Contender:
-        made = training_step(name, loss, x, judge, scale)
-        return Contender(made.name, made.run, made.check, made.prepare, buffer=made.buffer, moved=moved)
+    def of_labels(name: str, loss: Callable[[Tensor], Tensor], mismatch: Callable[..., str | None]) -> Contender:
+        check = partial(mismatch, logits=x, target=target, tolerance=tolerance, scale=scale)
+        return training_step(name, loss, x, check, scale, labels_bytes)
+
+    def dice(name: str) -> Contender:
+        loss = peers.need("monai.losses").DiceLoss(softmax=True, to_onehot_y=True)
+        with_channel = target.unsqueeze(1)
+        return of_labels(name, lambda x: loss(x, with_channel), truth.dice_mismatch)
 
     return {
-        DENSE: lambda: step(DENSE, lambda x: rw.region_wise_loss(x, dense), check),
-        COMPACT: lambda: step(COMPACT, lambda x: rw.region_wise_loss(x, compact), check, compact_bytes),
-        RECOMPUTE: lambda: step(
-            RECOMPUTE, lambda x: rw.region_wise_loss(x, compact, recompute=True), check, compact_bytes
-        ),
-        EAGER: lambda: step(EAGER, lambda x: plain_loss(x, dense), check),
-        COMPILED: lambda: _compiled(x, dense, check, scale),
-        CROSS_ENTROPY: lambda: step(CROSS_ENTROPY, cross_entropy, check_cross_entropy, labels_bytes),
-        DICE: lambda: replace(_dice(x, target, tolerance, scale), moved=labels_bytes),
+        names.DENSE: step(lambda x: rw.region_wise_loss(x, dense)),
+        names.COMPACT: step(lambda x: rw.region_wise_loss(x, compact), compact_bytes),
+        names.RECOMPUTE: step(lambda x: rw.region_wise_loss(x, compact, recompute=True), compact_bytes),
+        names.EAGER: step(lambda x: plain_loss(x, dense)),
+        names.COMPILED: lambda name: _compiled(name, x, dense, check, scale),
+        names.CROSS_ENTROPY: lambda name: of_labels(name, cross_entropy, truth.cross_entropy_mismatch),
+        names.DICE: dice,
     }
 
 
-def _kernel(task: Task, device: str, *, compact: bool, reused: bool) -> Contender:
+def _kernel(name: str, task: Task, device: str, *, compact: bool, reused: bool) -> Contender:
     from rwkernels.backends import choose
     from rwkernels.backends.problem import LossProblem
 
@@ -179,13 +159,12 @@ def _kernel(task: Task, device: str, *, compact: bool, reused: bool) -> Contende
         return truth.loss_mismatch(float(result[0]), result[1], x, dense)
 
     moved = (8 * task.num_classes + 5) * task.pixels if compact else None
-    return Contender(KERNELS[compact, reused], run, check, buffer="reused" if reused else "fresh", moved=moved)
+    return Contender(name, run, check, buffer="reused" if reused else "fresh", moved=moved)
 
 
 def kernel_makers(task: Task, device: str) -> dict[str, Maker]:
     """The loss kernel of the backend alone: loss and gradient of given logits and map, in one pass."""
-
-    def maker(compact: bool, reused: bool) -> Maker:
-        return lambda: _kernel(task, device, compact=compact, reused=reused)
-
-    return {name: maker(*key) for key, name in KERNELS.items()}
+    return {
+        name: partial(_kernel, task=task, device=device, compact=compact, reused=reused)
+        for (compact, reused), name in names.KERNELS.items()
+    }

@@ -1,22 +1,22 @@
 """Peak memory of one run beyond its inputs, measured in processes that do nothing else.
 
 A server process without threads builds the inputs of a case and forks a child for every contender: what the child needs
-at its peak, beyond what is resident before the run, is the answer. `python -m rwkernels.bench.memory SCALE` reads a
-question a line and answers a line for every contender.
+at its peak, beyond what is resident before the run, is the answer.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
-import json
+import multiprocessing
 import os
 import re
-import select
-import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from multiprocessing.connection import Connection
 from pathlib import Path
+from unittest import mock
 
 import torch
 
@@ -25,7 +25,9 @@ from rwkernels.bench.harness import Contender
 _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
 _PATIENCE = 120.0
-"""Seconds that a case may take; whoever has not answered by then has no peak."""
+"""Seconds that a contender may take; whoever has not answered by then has no peak."""
+# Threads of the compiler's workers would not survive a fork.
+_SINGLE = {"TORCHINDUCTOR_COMPILE_THREADS": "1", "OMP_NUM_THREADS": "1"}
 
 
 def can_run() -> str | None:
@@ -59,37 +61,30 @@ def peak(contender: Contender) -> int:
     return max(found, 1)
 
 
-def _in_child(contender: Contender, threads: int) -> int | None:
-    """`peak` in a forked process; None if it fails there."""
-    read, write = os.pipe()
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-            torch.set_num_threads(threads)
-            os.write(write, str(peak(contender)).encode())
-            code = 0
-        finally:
-            os._exit(code)
-    os.close(write)
-    with os.fdopen(read) as answer:
-        text = answer.read()
-    os.waitpid(child, 0)
-    return int(text) or None if text else None
+def _answer(contender: Contender, threads: int, pipe: Connection) -> None:
+    """In a forked process: sends the peak, unless the run fails."""
+    torch.set_num_threads(threads)
+    pipe.send((contender.name, peak(contender)))
 
 
-def _serve(scale: str) -> None:
+def _serve(scale: str, pipe: Connection) -> None:
+    """Answers questions: for each contender that is named (name, peak), if it has one, and None in the end."""
     from rwkernels.bench.registry import cases
 
+    for stream in (1, 2):  # what libraries say is not for the terminal of whoever asks
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
     torch.set_num_threads(1)
+    fork = multiprocessing.get_context("fork")
     known = {case.id: case for case in cases(scale)}
-    for line in sys.stdin:
-        asked = json.loads(line)
-        makers = known[asked["case"]].makers()
-        for name in asked["names"]:
-            print(json.dumps({"name": name, "peak": _in_child(makers[name](), asked["threads"])}), flush=True)
-        print(json.dumps({"done": True}), flush=True)
+    with contextlib.suppress(EOFError):
+        while True:
+            case, names, threads = pipe.recv()
+            makers = known[case].makers()
+            for name in names:
+                child = fork.Process(target=_answer, args=(makers[name](name), threads, pipe))
+                child.start()
+                child.join()
+            pipe.send(None)
 
 
 class Server:
@@ -97,40 +92,28 @@ class Server:
 
     def __init__(self, scale: str) -> None:
         self.scale = scale
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: multiprocessing.process.BaseProcess | None = None
 
-    def _start(self) -> subprocess.Popen[bytes]:
-        # Threads of the compiler's workers would not survive a fork.
-        environment = {**os.environ, "TORCHINDUCTOR_COMPILE_THREADS": "1", "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-m", "rwkernels.bench.memory", self.scale]
-        return subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env=environment,
-            bufsize=0,
-        )
+    def _start(self) -> None:
+        spawn = multiprocessing.get_context("spawn")
+        self._pipe, theirs = spawn.Pipe()
+        self._process = spawn.Process(target=_serve, args=(self.scale, theirs))
+        with mock.patch.dict(os.environ, _SINGLE):
+            self._process.start()
+        theirs.close()  # so that its end is seen here
 
     def ask(self, case: str, names: Sequence[str], threads: int) -> dict[str, int]:
         """Peak bytes of those of `names`, contenders of a case, that could be measured."""
-        if self._process is None or self._process.poll() is not None:
-            self._process = self._start()
-        process = self._process
-        assert process.stdin is not None
-        assert process.stdout is not None
-        process.stdin.write(json.dumps({"case": case, "names": list(names), "threads": threads}).encode() + b"\n")
-        process.stdin.flush()
+        if self._process is None or not self._process.is_alive():
+            self._start()
         found: dict[str, int] = {}
-        while select.select([process.stdout], [], [], _PATIENCE)[0]:
-            line = process.stdout.readline()
-            if not line:
-                break
-            answer = json.loads(line)
-            if "done" in answer:
-                return found
-            if answer["peak"]:
-                found[answer["name"]] = answer["peak"]
+        with contextlib.suppress(EOFError, ConnectionError):
+            self._pipe.send((case, list(names), threads))
+            while self._pipe.poll(_PATIENCE):
+                answer = self._pipe.recv()
+                if answer is None:
+                    return found
+                found |= dict([answer])
         self.close()
         return found
 
@@ -138,9 +121,16 @@ class Server:
         """Ends the process."""
         if self._process is not None:
             self._process.kill()
-            self._process.wait()
+            self._process.join()
             self._process = None
 
 
-if __name__ == "__main__":
-    _serve(sys.argv[1])
+@contextlib.contextmanager
+def server(scale: str) -> Iterator[Server | None]:
+    """A server for the cases of a scale; None where peaks cannot be measured, or are not worth it."""
+    found = None if scale == "tiny" or can_run() else Server(scale)
+    try:
+        yield found
+    finally:
+        if found is not None:
+            found.close()

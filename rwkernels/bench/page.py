@@ -2,195 +2,72 @@
 
 from __future__ import annotations
 
-import html
-import importlib.resources
-from collections.abc import Callable, Sequence
-from string import Template
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
-from rwkernels.bench import charts, drawing
+from rwkernels import pages
+from rwkernels.bench import charts, drawing, table
 from rwkernels.bench.compare import Change
 from rwkernels.bench.harness import EFFORTS
 from rwkernels.bench.registry import LINEAR
 from rwkernels.bench.results import Row, Run, threads_text
-from rwkernels.bench.summary import (
-    HEADLINES,
-    best_threads,
-    bytes_text,
-    caveats,
-    counted,
-    found,
-    goals,
-    losing,
-    main_device,
-    missed,
-    seconds_text,
-    sentence,
-    span,
-    unranked,
-)
-from rwkernels.bench.table import COLUMNS, SIGNS, cells, ratio_text
-
-Draw = Callable[[drawing.Page], Any]
+from rwkernels.bench.summary import best_threads, bytes_text, caveats, goals, losing, sentence, told
+from rwkernels.pages import counted
 
 
-def escape(text: object) -> str:
-    """Text for HTML."""
-    return html.escape(str(text))
+class Drawn(NamedTuple):
+    """A chart in the page, drawn for wide and narrow ones."""
+
+    name: str
+    title: str
+    note: str
+    svgs: dict[str, str]  # by the name of the `drawing.Page`
 
 
-def _chart(name: str, title: str, note: str, draw: Draw | None) -> str:
-    if draw is None:
-        return ""
-    drawn = [
-        f'<div class="{page.name}">{drawing.svg(name, title, draw, page)}</div>'
-        for page in (drawing.WIDE, drawing.NARROW)
-    ]
-    return f'<section id="{name}"><h2>{escape(title)}</h2><p class="note">{note}</p>{"".join(drawn)}</section>'
+NOTES = {
+    "ratios": "Against the named peer, {threads}, on a logarithmic axis. The line across the end of a bar spans the "
+    "quartiles. Of the hard cases the worst and the best are shown.",
+    "times": "Median time of everyone on the same input, {threads}, on logarithmic axes. The copy is of as many bytes "
+    "as must be read and written.",
+    "scaling": "Time against size on logarithmic axes; an exponent of 1 means that twice as much takes twice as long, "
+    "0 that it costs nothing more.",
+    "roofline": "Nobody is faster than reading the inputs and writing the results. On the line: as fast as copying.",
+}
+TITLES = {
+    "ratios": "Times faster", "times": "Who takes how long", "scaling": "How the cost grows",
+    "roofline": "How close to the limit",
+}  # fmt: skip
 
 
-def _tiles(run: Run) -> str:
-    """A few large numbers."""
-    device = main_device(run)
-    count = best_threads(run, device)
-    tiles = []
-    for index, text in (
-        (0, "maps from labels, against SciPy per class"),
-        (5, "loss and gradient, against eager PyTorch"),
-        (6, "loss and gradient, against torch.compile"),
-        (9, "labels to gradient, boundary maps, against SciPy + eager"),
-    ):
-        ratios = [f.ratio.value for f in found(run, HEADLINES[index], device) if f.row.threads == count]
-        if ratios:
-            tiles.append(f"<li><b>{span(ratios).replace(' to ', '–')}×</b><span>{escape(text)}</span></li>")
-    return f'<ul class="tiles">{"".join(tiles)}</ul>' if tiles else ""
+def _drawn(run: Run, device: str) -> list[Drawn]:
+    where, tag = (" (GPU)", "-gpu") if device == "cuda" else ("", "")
+    threads = threads_text(best_threads(run, device)) if device == "cpu" else "CUDA events"
+    found = []
+    for name, make in charts.CHARTS.items():
+        draw, title = make(run, device), TITLES[name] + where
+        if draw is not None:
+            svgs = {page.name: drawing.svg(name + tag, title, draw, page) for page in (drawing.WIDE, drawing.NARROW)}
+            found.append(Drawn(name + tag, title, NOTES[name].format(threads=threads), svgs))
+    return found
 
 
-def _honest(run: Run) -> str:
-    met, all_goals = goals(run)
-    lost = losing(run)
-    words = [f"{len({row.case for row in run.rows})} cases, {sum(row.ranked for row in run.rows)} rows."]
-    if all_goals:
-        words.append(f"{met} of {all_goals} goals met.")
-    words.append(f'<a href="#losing">{counted(len(lost), "row")} slower than somebody else</a>.' if lost else "")
-    names = unranked(run)
-    words.append(
-        f'<a href="#unranked">{counted(len(names), "contender")} not ranked</a>: missing, or wrong.' if names else ""
-    )
-    words += [f"<strong>{escape(text)}</strong>" for text in caveats(run)]
-    return " ".join(word for word in words if word)
-
-
-# --- tables ----------------------------------------------------------------------------------------------------
-
-
-def _table(head: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]], left: Sequence[int] = (0,)) -> str:
-    """A table; every row comes with its class, cells are HTML already."""
-
-    def line(tag: str, values: Sequence[str]) -> str:
-        return "".join(f"<{tag}{'' if i in left else ' class=n'}>{value}</{tag}>" for i, value in enumerate(values))
-
-    body = "".join(f"<tr{f' class={kind}' if kind else ''}>{line('td', values)}</tr>" for kind, values in rows)
-    return f'<div class="scroll"><table><thead><tr>{line("th", head)}</tr></thead><tbody>{body}</tbody></table></div>'
-
-
-def _case_table(case: str, rows: Sequence[Row]) -> str:
+def _about(rows: Sequence[Row]) -> str:
     first = rows[0]
-    lines = []
-    for row in rows:
-        kind = "ours" if row.ours else "" if row.ranked else "bad"
-        values = [escape(value) for value in cells(row)]
-        marks = [
-            f'{escape(ratio_text(r))} <b class="{"yes" if r.met else "no"}">{SIGNS[r.kind]} {r.goal:g} '
-            f'{"✓" if r.met else "missed"}</b>'
-            for r in row.ratios
-            if r.goal is not None
-        ]  # fmt: skip
-        lines.append((kind, [*values, "<br>".join(marks) if row.ranked else escape(row.reason)]))
     shape = "×".join(map(str, first.shape))
-    about = f"labels {shape}, {first.num_classes} classes, {first.dtype}, {first.layout}; ratios against {first.peer}"
-    head = [*COLUMNS, "goal"]
-    table = _table(head, lines, (0, len(COLUMNS) - 1, len(COLUMNS)))
-    return f"<h3>{escape(charts.pretty(case))}</h3><p class=note>{escape(about)}</p>{table}"
+    return f"labels {shape}, {first.num_classes} classes, {first.dtype}, {first.layout}; ratios against {first.peer}"
 
 
-def _tables(run: Run) -> str:
-    families: dict[str, dict[str, list[Row]]] = {}
+def _families(run: Run) -> list[tuple[str, str, list[tuple[str, str, pages.Table]]]]:
+    """Every row: a family, how many cases it has, and for each its name, its input and its table."""
+    families: dict[str, list[Row]] = {}
     for row in run.rows:
-        family = "scaling" if row.curve else row.family
-        families.setdefault(family, {}).setdefault(row.case, []).append(row)
-    parts = []
-    for family, by_case in families.items():
-        inner = "".join(_case_table(case, rows) for case, rows in by_case.items())
-        head = f"{escape(family)} <span>{counted(len(by_case), 'case')}</span>"
-        parts.append(f"<details><summary>{head}</summary>{inner}</details>")
-    return "".join(parts)
-
-
-def _curves(run: Run) -> str:
-    if not run.curves:
-        return ""
-    lines = []
-    for curve in run.curves:
-        error = "" if curve.error is None else f" ± {curve.error:.2f}"
-        met = "" if curve.met is None else " ✓" if curve.met else " missed"
-        limit = "" if curve.limit is None else f"≤ {curve.limit:g}{met}"
-        reach = f"{curve.first:,} to {curve.last:,}".replace(",", " ")
-        values = [
-            curve.curve,
-            curve.contender,
-            curve.threads or "all",
-            f"{curve.exponent:.2f}{error}",
-            limit,
-            curve.points,
-            reach,
-        ]
-        lines.append(("ours" if limit else "", [escape(value) for value in values]))
-    head = ("curve", "contender", "threads", "exponent", "limit", "points", "fitted from")
-    table = _table(head, lines, (0, 1))
-    return f"<details><summary>all fitted exponents <span>{len(run.curves)}</span></summary>{table}</details>"
-
-
-def _losing(run: Run) -> str:
-    lost = losing(run) + missed(run)
-    if not lost:
-        return ""
-    lines = []
-    for row, ratio in lost:
-        goal = "" if ratio.goal is None else f"{SIGNS[ratio.kind]} {ratio.goal:g}"
-        cell = [row.case, row.contender, threads_text(row.threads), ratio_text(ratio), goal]
-        lines.append(("bad", [escape(value) for value in cell]))
-    table = _table(("case", "contender", "threads", "found", "goal"), lines, (0, 1, 2, 3, 4))
-    if len(lines) > 12:
-        table = f"<details><summary>all of them <span>{len(lines)}</span></summary>{table}</details>"
-    note = (
-        "Every row of this package that is slower than somebody it raced, once, against the fastest of them; then the "
-        "goals that are missed. Small inputs lose to the cost of the call itself."
-    )
-    return f'<section id="losing"><h2>Where it loses, or misses a goal</h2><p class="note">{note}</p>{table}</section>'
-
-
-def _unranked(run: Run) -> str:
-    groups = unranked(run)
-    if not groups:
-        return ""
-    lines = []
-    for name, reason, rows in groups:
-        where = sorted({row.case for row in rows})
-        text = where[0] + (f" and {len(where) - 1} more" if len(where) > 1 else "")
-        lines.append(("", [escape(name), escape(reason), escape(text)]))
-    note = "Every answer is checked before it is timed. A wrong one is named, and takes no part in the race."
-    table = _table(("contender", "why", "where"), lines, (0, 1, 2))
-    return f'<section id="unranked"><h2>Not ranked</h2><p class="note">{note}</p>{table}</section>'
-
-
-def _compared(changes: Sequence[Change]) -> str:
-    if not changes:
-        return ""
-    lines = [(change.verdict, [escape(cell) for cell in change.cells()]) for change in changes]
-    head = ("row", "before", "now", "time", "faster before", "faster now", "ratio")
-    note = "Slower and faster ones first: those whose quartiles do not overlap and that differ by 10 % or more."
-    return f'<section><h2>Against the earlier run</h2><p class="note">{note}</p>{_table(head, lines)}</section>'
+        families.setdefault("scaling" if row.curve else row.family, []).append(row)
+    found = []
+    for family, listed in families.items():
+        cases = table.by_case(listed)
+        tables = [(charts.pretty(case), _about(rows), table.of_case(rows)) for case, rows in cases.items()]
+        found.append((family, counted(len(cases), "case"), tables))
+    return found
 
 
 def machine_lines(run: Run) -> list[tuple[str, str]]:
@@ -222,12 +99,6 @@ def machine_lines(run: Run) -> list[tuple[str, str]]:
         ("this run", f"{run.when[:10]}, {run.scale}, {took / 60:.1f} minutes (estimated {run.estimated / 60:.0f})")
     )
     return listed
-
-
-def _machine(run: Run) -> str:
-    lines = [("", [escape(name), escape(value)]) for name, value in machine_lines(run)]
-    body = "".join(f"<dt>{name}</dt><dd>{value}</dd>" for _, (name, value) in lines)
-    return f"<dl>{body}</dl>"
 
 
 METHOD = (
@@ -262,60 +133,34 @@ def method() -> list[str]:
     ]
 
 
-def _device_charts(run: Run, device: str) -> str:
-    where = " (GPU)" if device == "cuda" else ""
-    tag = "" if device == "cpu" else "-gpu"
-    threads = threads_text(best_threads(run, device)) if device == "cpu" else "CUDA events"
-    return "".join(
-        (
-            _chart(
-                f"ratios{tag}", f"Times faster{where}",
-                f"Against the named peer, {threads}, on a logarithmic axis. The line across the end of a bar spans the "
-                "quartiles. Of the hard cases the worst and the best are shown.",
-                charts.ratio_bars(run, device),
-            ),
-            _chart(
-                f"times{tag}", f"Who takes how long{where}",
-                f"Median time of everyone on the same input, {threads}, on logarithmic axes. The copy is of "
-                f"as many bytes "
-                "as must be read and written.",
-                charts.time_bars(run, device),
-            ),
-            _chart(
-                f"scaling{tag}", f"How the cost grows{where}",
-                "Time against size on logarithmic axes; an exponent of 1 means that twice as much takes twice as long, "
-                "0 that it costs nothing more.",
-                charts.curves(run, device),
-            ),
-            _chart(
-                f"roofline{tag}", f"How close to the limit{where}",
-                "Nobody is faster than reading the inputs and writing the results. On the line: as fast as copying.",
-                charts.roofline(run, device),
-            ),
-        )
-    )  # fmt: skip
-
-
 def page(run: Run, changes: Sequence[Change] = ()) -> str:
     """The whole file."""
-    template = Template(importlib.resources.files("rwkernels.bench").joinpath("page.html").read_text(encoding="utf-8"))
-    devices = [device for device in ("cuda", "cpu") if any(row.device == device for row in run.rows)]
-    light, dark = (";".join(f"{name}:{c[i]}" for name, c in drawing.COLOURS.items()) for i in (0, 1))
-    return template.substitute(
-        light=light,
-        dark=dark,
-        sentence=escape(sentence(run)),
-        tiles=_tiles(run),
-        honest=_honest(run),
-        charts="".join(_device_charts(run, device) for device in devices),
-        curves=_curves(run),
-        compared=_compared(changes),
-        losing=_losing(run),
-        unranked=_unranked(run),
-        tables=_tables(run),
-        method="".join(f"<p>{escape(text)}</p>" for text in method()),
-        machine=_machine(run),
-        version=escape(run.machine["versions"]["rwkernels"]),
-        when=escape(run.when[:10]),
-        slowest=escape(seconds_text(max(run.took.values(), default=0.0))),
-    )
+    light, dark = drawing.variables()
+    values: dict[str, Any] = {
+        "light": light,
+        "dark": dark,
+        "sentence": sentence(run),
+        "tiles": told(run, "tile"),
+        "cases": len({row.case for row in run.rows}),
+        "ranked": sum(row.ranked for row in run.rows),
+        "goals": goals(run),
+        "caveats": caveats(run),
+        "charts": [
+            drawn
+            for device in ("cuda", "cpu")
+            if any(row.device == device for row in run.rows)
+            for drawn in _drawn(run, device)
+        ],
+        "curves": table.of_curves(run.curves),
+        "compared": table.of_changes(changes),
+        "slower": len(losing(run)),
+        "lost": table.of_losses(run),
+        "unranked": table.of_unranked(run),
+        "families": _families(run),
+        "method": method(),
+        "machine": machine_lines(run),
+        "version": run.machine["versions"]["rwkernels"],
+        "when": run.when[:10],
+        "counted": counted,
+    }
+    return pages.rendered("bench/page.html", **values)

@@ -8,7 +8,7 @@ Euclidean distances with the image border as no boundary.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,14 +16,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from rwkernels.bench.harness import Missing
+from rwkernels.bench.names import CUCIM, CUPY, DIPLIB, EDT_PER_CLASS, MONAI, OPENCV, SAM3, SCIPY, SIMPLEITK
+
 Mask = npt.NDArray[np.bool_]
 Spacing = tuple[float, ...] | None
-
-SCIPY = "SciPy per class"
-MONAI = "MONAI distance_transform_edt"
-OPENCV, SIMPLEITK, DIPLIB = "OpenCV per class", "SimpleITK per class", "DIPlib per class"
-EDT_PER_CLASS = "edt per class"
-CUPY, CUCIM, SAM3 = "CuPy per class", "cuCIM per class", "SAM3 per class"
 
 
 @dataclass(frozen=True)
@@ -41,11 +38,6 @@ class Library:
     planar_only: bool = False
     device: str = "cpu"
 
-    @property
-    def missing(self) -> str | None:
-        """Why it cannot be used here."""
-        return missing_module(self.module)
-
 
 def missing_module(module: str) -> str | None:
     """Why `module` cannot be imported; None if it can."""
@@ -57,6 +49,22 @@ def missing_module(module: str) -> str | None:
             return f"{top} is not installed"
         return f"{top} cannot be imported ({str(error).splitlines()[0]})"
     return None
+
+
+def need(module: str) -> Any:
+    """`module`, imported now. Raises `Missing` if it cannot be."""
+    reason = missing_module(module)
+    if reason:
+        raise Missing(reason)
+    return importlib.import_module(module)
+
+
+def monai_boundary_loss() -> Any:
+    """MONAI's class of that name. Raises `Missing` where there is none."""
+    found = getattr(need("monai.losses"), "BoundaryLoss", None)
+    if found is None:
+        raise Missing("this release of MONAI has no BoundaryLoss")
+    return found
 
 
 # --- on the CPU ------------------------------------------------------------------------------------------------
@@ -200,11 +208,24 @@ GPU_LIBRARIES = {
 }  # fmt: skip
 
 
+NAMES = tuple({**CPU_LIBRARIES, **GPU_LIBRARIES})
+
+
 def library(name: str, device: str) -> Library:
-    """The library called `name` for images on `device`; one of the CPU if it has none for a GPU."""
-    if device == "cuda" and name in GPU_LIBRARIES:
-        return GPU_LIBRARIES[name]
-    return CPU_LIBRARIES[name]
+    """The library called `name` for images on `device`; one of the CPU if it has none for a GPU.
+
+    Raises `Missing` if it cannot be used here.
+    """
+    found = GPU_LIBRARIES[name] if device == "cuda" and name in GPU_LIBRARIES else CPU_LIBRARIES[name]
+    need(found.module)
+    return found
+
+
+def rectify(distances: Iterable[Any], channels: npt.NDArray[np.float32]) -> None:
+    """The rectified map [K, *S] of an image from the distances of its classes, as the paper's code makes it (Eq. 4)."""
+    for channel, distance in zip(channels, distances, strict=True):
+        np.divide(distance, -(distance.max() + 1e-15), out=channel, casting="unsafe")
+    channels[channels == 0] = 1
 
 
 def usable(names: Sequence[str], axes: int, isotropic: bool) -> list[str]:

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 
-from rwkernels.bench import losses, maps, peers, steps
-from rwkernels.bench.harness import COPY, Contender
+from rwkernels.bench import losses, maps, names, peers, steps
+from rwkernels.bench.harness import COPY, Contender, Maker, make
 from rwkernels.bench.inputs import (
     CHANNELS_LAST,
     CONTIGUOUS,
@@ -23,8 +24,7 @@ from rwkernels.bench.inputs import (
     size_tasks,
 )
 
-bound = maps.bound
-Makers = Callable[[], dict[str, maps.Maker]]
+Makers = Callable[[], dict[str, Maker]]
 # Time per pixel may grow by this power of the number of pixels: a little above linear, as caches end somewhere.
 LINEAR = 1.1
 
@@ -84,12 +84,12 @@ class Case:
 
     def make(self) -> list[Contender]:
         """The contenders, in the order of their names; inputs are made now."""
-        return maps.make(self.makers(), self.names)
+        return make(self.makers(), self.names)
 
 
 def _ours(device: str, *more: str) -> list[str]:
     """Our own backends besides the default one."""
-    return [maps.CUCIM_BACKEND] if device == "cuda" else list(more)
+    return [names.CUCIM_BACKEND] if device == "cuda" else list(more)
 
 
 def _isotropic(task: Task) -> bool:
@@ -99,81 +99,86 @@ def _isotropic(task: Task) -> bool:
 def _distance_cases(scale: str, device: str) -> Iterable[Case]:
     for task in map_tasks(scale):
         own = _ours(device)
-        names = (maps.OURS, maps.REUSED, *own, maps.EDT)
+        racing = (names.OURS, names.REUSED, *own, names.EDT)
         effort = 2.5 + 3e-7 * task.pixels
         yield Case(
-            "distance", task, names, maps.EDT, 5 * task.pixels,
-            bound(maps.distance_makers, task, device, known=True),
-            (Goal(maps.OURS, maps.EDT, 8),), effort,
+            "distance", task, racing, names.EDT, 5 * task.pixels,
+            partial(maps.distance_makers, task, device, known=True),
+            (Goal(names.OURS, names.EDT, 8),), effort,
         )  # fmt: skip
 
 
 def _hard_cases(scale: str, device: str) -> Iterable[Case]:
     for task in adversarial_tasks(scale):
-        names = [maps.OURS, maps.EDT]
+        racing = [names.OURS, names.EDT]
         if task.pattern == "single" and len(task.image_shape) == 2:
-            names += [peers.SCIPY, peers.OPENCV, peers.SIMPLEITK, peers.DIPLIB]
+            racing += [names.SCIPY, names.OPENCV, names.SIMPLEITK, names.DIPLIB]
         yield Case(
-            "hard distance", task, tuple(names), maps.EDT, 5 * task.pixels,
-            bound(maps.distance_makers, task, device, known=False),
-            (Goal(maps.OURS, maps.EDT, 4),), 2.5 + 3e-7 * task.pixels,
+            "hard distance", task, tuple(racing), names.EDT, 5 * task.pixels,
+            partial(maps.distance_makers, task, device, known=False),
+            (Goal(names.OURS, names.EDT, 4),), 2.5 + 3e-7 * task.pixels,
         )  # fmt: skip
 
 
 def _rectified_cases(scale: str, device: str) -> Iterable[Case]:
     for task in map_tasks(scale):
         large, many = task.pixels > 5_000_000, task.num_classes > 16
-        own = _ours(device, *([maps.REFERENCE] if task.name == "T1" and scale != "quick" else []))
-        ours = [maps.COMPACT, maps.COMPACT_REUSED, maps.DENSE, maps.DENSE_REUSED, *own]
-        others = [peers.SCIPY, maps.EDT_FINISH, peers.MONAI, peers.OPENCV, peers.SIMPLEITK, peers.DIPLIB]
+        own = _ours(device, *([names.REFERENCE] if task.name == "T1" and scale != "quick" else []))
+        ours = [names.COMPACT, names.COMPACT_REUSED, names.DENSE, names.DENSE_REUSED, *own]
+        others = [names.SCIPY, names.EDT_FINISH, names.MONAI, names.OPENCV, names.SIMPLEITK, names.DIPLIB]
         if large or many:  # minutes each: a wrapper of SciPy, and two that T2 shows well behind `edt`
-            others = [peers.SCIPY, maps.EDT_FINISH, peers.OPENCV]
+            others = [names.SCIPY, names.EDT_FINISH, names.OPENCV]
         if many and scale == "quick":
-            others = [peers.SCIPY, maps.EDT_FINISH]
+            others = [names.SCIPY, names.EDT_FINISH]
         if device == "cuda":
-            others = [peers.SCIPY, maps.CPU_AND_COPIES, peers.CUCIM, peers.CUPY, peers.SAM3, peers.MONAI]
-        names = tuple(ours + peers.usable(others, len(task.image_shape), _isotropic(task)))
-        goals = [Goal(maps.COMPACT, peers.SCIPY, 1500 if many else 100), Goal(maps.DENSE_REUSED, peers.SCIPY, None)]
+            others = [names.SCIPY, names.CPU_AND_COPIES, names.CUCIM, names.CUPY, names.SAM3, names.MONAI]
+        racing = tuple(ours + peers.usable(others, len(task.image_shape), _isotropic(task)))
+        goals = [Goal(names.COMPACT, names.SCIPY, 1500 if many else 100), Goal(names.DENSE_REUSED, names.SCIPY, None)]
         if device == "cpu":
-            goals.append(Goal(maps.DENSE_REUSED, maps.EDT_FINISH, 5 if many else 7))
+            goals.append(Goal(names.DENSE_REUSED, names.EDT_FINISH, 5 if many else 7))
         else:
-            goals.append(Goal(maps.COMPACT, peers.CUCIM, None))
+            goals.append(Goal(names.COMPACT, names.CUCIM, None))
         yield Case(
-            "rectified map", task, names, peers.SCIPY, 5 * task.pixels,
-            bound(maps.rectified_makers, task, device), tuple(goals),
+            "rectified map", task, racing, names.SCIPY, 5 * task.pixels,
+            partial(maps.rectified_makers, task, device), tuple(goals),
             4 + 3e-6 * task.pixels + 4e-7 * task.pixels * task.num_classes, memory="ours" if large or many else "all",
         )  # fmt: skip
 
 
 def _boundary_cases(scale: str, device: str) -> Iterable[Case]:
     for task in [task for task in map_tasks(scale) if task.name in ("T1", "T2")]:
-        twice = [name for name, single in maps.TWICE.items() if single in peers.CPU_LIBRARIES]
+        twice = [name for name, single in names.TWICE.items() if single in peers.CPU_LIBRARIES]
         if device == "cuda":
-            twice = [maps.SCIPY_TWICE, *(n for n, single in maps.TWICE.items() if single in peers.GPU_LIBRARIES)]
-        names = [maps.OURS, maps.REUSED, *([maps.EDT_TWICE] if device == "cpu" else [])]
+            twice = [names.SCIPY_TWICE, *(n for n, single in names.TWICE.items() if single in peers.GPU_LIBRARIES)]
+        racing = [names.OURS, names.REUSED, *([names.EDT_TWICE] if device == "cpu" else [])]
         for name in twice:
-            names += [name] if peers.usable([maps.TWICE[name]], len(task.image_shape), _isotropic(task)) else []
-        names.append(maps.MONAI_BOUNDARY)
-        peer = maps.EDT_TWICE if device == "cpu" else maps.SCIPY_TWICE
-        goals = (Goal(maps.REUSED, peer, 12), Goal(maps.OURS, peer, None), Goal(maps.REUSED, maps.SCIPY_TWICE, None))
+            racing += [name] if peers.usable([names.TWICE[name]], len(task.image_shape), _isotropic(task)) else []
+        racing.append(names.MONAI_BOUNDARY)
+        peer = names.EDT_TWICE if device == "cpu" else names.SCIPY_TWICE
+        goals = (
+            Goal(names.REUSED, peer, 12),
+            Goal(names.OURS, peer, None),
+            Goal(names.REUSED, names.SCIPY_TWICE, None),
+        )
         yield Case(
-            "boundary map", task, tuple(names), peer, (1 + 4 * task.num_classes) * task.pixels,
-            bound(maps.boundary_makers, task, device), goals, 4 + 6e-6 * task.pixels,
+            "boundary map", task, tuple(racing), peer, (1 + 4 * task.num_classes) * task.pixels,
+            partial(maps.boundary_makers, task, device), goals,
+            4 + 6e-6 * task.pixels,
         )  # fmt: skip
 
 
 _LOSS_NAMES = (
-    losses.DENSE, losses.COMPACT, losses.RECOMPUTE, losses.EAGER, losses.COMPILED, losses.CROSS_ENTROPY, losses.DICE,
+    names.DENSE, names.COMPACT, names.RECOMPUTE, names.EAGER, names.COMPILED, names.CROSS_ENTROPY, names.DICE,
 )  # fmt: skip
 
 
 def _loss_case(
     task: Task, device: str, dtype: str, layout: str, goals: tuple[Goal, ...], effort: float, compiled: bool
 ) -> Case:
-    names = tuple(name for name in _LOSS_NAMES if compiled or name != losses.COMPILED)
-    goals = tuple(goal for goal in goals if compiled or goal.peer != losses.COMPILED)
+    racing = tuple(name for name in _LOSS_NAMES if compiled or name != names.COMPILED)
+    goals = tuple(goal for goal in goals if compiled or goal.peer != names.COMPILED)
     return Case(
-        "loss", task, names, losses.EAGER, losses.loss_bytes(task, dtype)[0],
+        "loss", task, racing, names.EAGER, losses.loss_bytes(task, dtype)[0],
         lambda: losses.loss_makers(task, device, dtype, layout), goals, effort, dtype, layout,
     )  # fmt: skip
 
@@ -182,11 +187,11 @@ def _loss_cases(scale: str, device: str) -> Iterable[Case]:
     for task in loss_tasks(scale):
         many = task.num_classes > 16
         goals = (
-            Goal(losses.DENSE, losses.EAGER, 3 if many else 4),
-            Goal(losses.DENSE, losses.COMPILED, 2 if many else 2.5),
-            Goal(losses.COMPACT, losses.CROSS_ENTROPY, 1),
-            Goal(losses.DENSE, "its gradient", 1.05, "memory"),
-            Goal(losses.COMPACT, "its gradient", 1.05, "memory"),
+            Goal(names.DENSE, names.EAGER, 3 if many else 4),
+            Goal(names.DENSE, names.COMPILED, 2 if many else 2.5),
+            Goal(names.COMPACT, names.CROSS_ENTROPY, 1),
+            Goal(names.DENSE, "its gradient", 1.05, "memory"),
+            Goal(names.COMPACT, "its gradient", 1.05, "memory"),
         )
         effort = 6 + 2e-7 * task.pixels * task.num_classes
         yield _loss_case(task, device, "float32", CONTIGUOUS, goals, effort, scale != "tiny" or task.pixels > 4000)
@@ -195,7 +200,7 @@ def _loss_cases(scale: str, device: str) -> Iterable[Case]:
             for layout in (CONTIGUOUS, CHANNELS_LAST):
                 if scale == "quick" and layout == CHANNELS_LAST and dtype != "float32":
                     continue
-                compared = (Goal(losses.COMPACT, losses.CROSS_ENTROPY, None), Goal(losses.DENSE, losses.COMPILED, None))
+                compared = (Goal(names.COMPACT, names.CROSS_ENTROPY, None), Goal(names.DENSE, names.COMPILED, None))
                 # Compiling takes 2 seconds and more for every case and number of threads.
                 compiled = scale == "full" and layout == CONTIGUOUS and dtype != "float16"
                 yield replace(_loss_case(task, device, dtype, layout, compared, 4, compiled), memory="ours")
@@ -203,23 +208,23 @@ def _loss_cases(scale: str, device: str) -> Iterable[Case]:
 
 def _kernel_cases(scale: str, device: str) -> Iterable[Case]:
     for task in loss_tasks(scale)[:2]:
-        dense, compact = losses.KERNELS[False, True], losses.KERNELS[True, True]
+        dense, compact = names.KERNELS[False, True], names.KERNELS[True, True]
         goals = (Goal(dense, COPY, 1.6, "within"), Goal(compact, dense, 1.0, "within"))
         yield Case(
-            "loss kernel", task, tuple(losses.KERNELS.values()), COPY, 12 * task.num_classes * task.pixels,
-            bound(losses.kernel_makers, task, device), goals, 3,
+            "loss kernel", task, tuple(names.KERNELS.values()), COPY, 12 * task.num_classes * task.pixels,
+            partial(losses.kernel_makers, task, device), goals, 3,
         )  # fmt: skip
 
 
 def _step_cases(scale: str, device: str) -> Iterable[Case]:
     for task in [task for task in map_tasks(scale) if task.name in ("T1", "T2")[: 1 if scale == "quick" else 2]]:
         for family in steps.FAMILIES:
-            names = [steps.OURS, steps.PAPER, steps.PAPER_EDT]
-            names += [steps.MONAI_LOSS] if family == "boundary" else []
+            racing = [names.OURS, names.PAPER, names.PAPER_EDT]
+            racing += [names.MONAI_LOSS] if family == "boundary" else []
             yield Case(
-                f"labels to gradient, {family}", task, tuple(names), steps.PAPER,
-                (1 + 8 * task.num_classes) * task.pixels, bound(steps.step_makers, task, family, device),
-                (Goal(steps.OURS, steps.PAPER_EDT, None),), 3 + 6e-6 * task.pixels,
+                f"labels to gradient, {family}", task, tuple(racing), names.PAPER,
+                (1 + 8 * task.num_classes) * task.pixels, partial(steps.step_makers, task, family, device),
+                (Goal(names.OURS, names.PAPER_EDT, None),), 3 + 6e-6 * task.pixels,
             )  # fmt: skip
 
 
@@ -231,8 +236,8 @@ def _loader_cases(scale: str, device: str) -> Iterable[Case]:
     task = Task("", "hearts", shapes[scale], 4)
     for workers in {"full": (0, 1, 2), "quick": (0, 2), "tiny": (0, 1)}[scale]:
         yield Case(
-            f"data loader, {workers} workers", task, (steps.OURS, peers.SCIPY, peers.EDT_PER_CLASS), peers.SCIPY,
-            (1 + 4 * task.num_classes) * task.pixels, bound(steps.loader_makers, task, workers),
+            f"data loader, {workers} workers", task, (names.OURS, names.SCIPY, names.EDT_PER_CLASS), names.SCIPY,
+            (1 + 4 * task.num_classes) * task.pixels, partial(steps.loader_makers, task, workers),
             effort=3, unit="map", threads="all", memory="",
         )  # fmt: skip
 
@@ -242,24 +247,24 @@ def _loader_cases(scale: str, device: str) -> Iterable[Case]:
 
 def _map_point(task: Task, point: Point, device: str, scale: str) -> Case:
     work = task.pixels * task.num_classes
-    names = [maps.COMPACT_REUSED]
+    racing = [names.COMPACT_REUSED]
     if device == "cpu":
-        names += [maps.EDT_FINISH] if work <= 70_000_000 else []
-        names += [peers.SCIPY] if work <= 5_000_000 else []
-        peer = maps.EDT_FINISH if maps.EDT_FINISH in names else maps.COMPACT_REUSED
+        racing += [names.EDT_FINISH] if work <= 70_000_000 else []
+        racing += [names.SCIPY] if work <= 5_000_000 else []
+        peer = names.EDT_FINISH if names.EDT_FINISH in racing else names.COMPACT_REUSED
     else:
-        names += [peers.CUCIM] if work <= 70_000_000 else []
-        peer = peers.CUCIM if peers.CUCIM in names else maps.COMPACT_REUSED
+        racing += [names.CUCIM] if work <= 70_000_000 else []
+        peer = names.CUCIM if names.CUCIM in racing else names.COMPACT_REUSED
     return Case(
-        f"scaling, {point.curve}", task, tuple(names), peer, 5 * task.pixels,
+        f"scaling, {point.curve}", task, tuple(racing), peer, 5 * task.pixels,
         lambda: maps.rectified_makers(task, device), (), 0.7 + 1e-7 * work, point=point, memory="",
     )  # fmt: skip
 
 
 def _loss_point(task: Task, point: Point, device: str) -> Case:
-    names = [losses.COMPACT, losses.DENSE, losses.EAGER]
+    racing = [names.COMPACT, names.DENSE, names.EAGER]
     return Case(
-        f"scaling, {point.curve}", task, tuple(names), losses.EAGER, losses.loss_bytes(task, "float32")[0],
+        f"scaling, {point.curve}", task, tuple(racing), names.EAGER, losses.loss_bytes(task, "float32")[0],
         lambda: losses.loss_makers(task, device), (), 0.7 + 1e-7 * task.pixels * task.num_classes, point=point,
         memory="",
     )  # fmt: skip
@@ -267,7 +272,7 @@ def _loss_point(task: Task, point: Point, device: str) -> Case:
 
 def _hard_point(task: Task, point: Point, device: str) -> Case:
     return Case(
-        f"scaling, {point.curve}", task, (maps.REUSED,), maps.REUSED, 5 * task.pixels,
+        f"scaling, {point.curve}", task, (names.REUSED,), names.REUSED, 5 * task.pixels,
         lambda: maps.distance_makers(task, device, known=False), (), 0.6 + 1e-7 * task.pixels, point=point,
         memory="",
     )  # fmt: skip
@@ -316,7 +321,7 @@ _FAMILIES = (
 
 def cases(scale: str, device: str = "cpu") -> list[Case]:
     """All cases on `device` ("cpu" or "cuda"), in the order in which they run."""
-    found = [replace(case, device=device) for make in _FAMILIES for case in make(scale, device)]
+    found = [replace(case, device=device) for family in _FAMILIES for case in family(scale, device)]
     if scale == "quick":
         found = [_quicker(case) for case in found]
     if scale != "full":  # goals and limits are set for the full inputs

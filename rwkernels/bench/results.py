@@ -11,7 +11,6 @@ import gzip
 import importlib
 import json
 import math
-import statistics
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -19,7 +18,11 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from rwkernels.bench.harness import COPIES, RIGHT
+import msgspec
+import numpy as np
+
+from rwkernels.bench.harness import COPIES, RIGHT, quartiles
+from rwkernels.pages import counted
 
 FORMAT = 1
 _DIGITS = 5
@@ -34,7 +37,7 @@ class Ratio:
     low: float
     high: float
     kind: str = "faster"
-    goal: float | None = None
+    goal: int | float | None = None  # an integer stays one in JSON
 
     @property
     def met(self) -> bool | None:
@@ -96,14 +99,12 @@ class Row:
     @property
     def median(self) -> float:
         """Median of the turns."""
-        return statistics.median(self.seconds) if self.seconds else math.nan
+        return quartiles(self.seconds)[1]
 
     @property
     def quartiles(self) -> tuple[float, float]:
         """First and third quartile of the turns."""
-        if len(self.seconds) < 2:
-            return self.median, self.median
-        low, _, high = statistics.quantiles(self.seconds, n=4, method="inclusive")
+        low, _, high = quartiles(self.seconds)
         return low, high
 
     @property
@@ -157,7 +158,7 @@ class Run:
 
 def threads_text(count: int) -> str:
     """One thread, two threads."""
-    return f"{count} thread{'' if count == 1 else 's'}"
+    return counted(count, "thread")
 
 
 # --- JSON ------------------------------------------------------------------------------------------------------
@@ -225,12 +226,6 @@ def to_json(run: Run) -> dict[str, Any]:
     }
 
 
-def _tuples(info: dict[str, Any]) -> dict[str, Any]:
-    kept = {key: tuple(value) if isinstance(value, list) else value for key, value in info.items()}
-    found = [Ratio(**ratio) for ratio in info.get("ratios", ())]
-    return {**kept, "ratios": tuple(found)}
-
-
 def _turns(stats: dict[str, Any]) -> tuple[float, ...]:
     """The turns; pytest-benchmark leaves them out unless told otherwise; then what has the same quartiles."""
     return tuple(stats.get("data") or (stats["q1"], stats["median"], stats["q3"]))
@@ -241,8 +236,9 @@ def from_json(kept: dict[str, Any]) -> Run:
     own = kept.get("rwkernels")
     if not isinstance(own, dict) or own.get("format") != FORMAT:
         raise ValueError('expected a file that "rwkernels bench --save" wrote')
-    rows = [Row(**_tuples(e["extra_info"]), seconds=_turns(e["stats"])) for e in kept["benchmarks"]]
-    rows += [Row(**_tuples(info)) for info in kept["not_ranked"]]
+    timed = [(msgspec.convert(entry["extra_info"], Row), entry["stats"]) for entry in kept["benchmarks"]]
+    rows = [replace(row, seconds=_turns(stats)) for row, stats in timed]
+    rows += msgspec.convert(kept["not_ranked"], list[Row])
     order = {case: place for place, case in enumerate(own["seconds_per_case"])}
     rows.sort(key=lambda row: (order.get(row.case, len(order)), row.threads))
     return Run(
@@ -250,7 +246,7 @@ def from_json(kept: dict[str, Any]) -> Run:
         machine=kept["machine_info"],
         bandwidth={int(threads): speed for threads, speed in own["copy_bytes_per_second"].items()},
         rows=rows,
-        curves=[Curve(**curve) for curve in own["curves"]],
+        curves=msgspec.convert(own["curves"], list[Curve]),
         took=own["seconds_per_case"],
         estimated=own["estimated_seconds"],
         interrupted=own["interrupted"],
@@ -292,15 +288,11 @@ def load(path: Path) -> Run:
 
 def fit(points: Iterable[tuple[float, float]]) -> tuple[float, float | None]:
     """Exponent of y ~ x ** e by least squares on logarithms, and its standard error (None with two points)."""
-    logs = [(math.log(x), math.log(y)) for x, y in points]
-    count = len(logs)
-    mean_x, mean_y = sum(x for x, _ in logs) / count, sum(y for _, y in logs) / count
-    spread = sum((x - mean_x) ** 2 for x, _ in logs)
-    slope = sum((x - mean_x) * (y - mean_y) for x, y in logs) / spread
-    if count < 3:
-        return slope, None
-    left = sum((y - mean_y - slope * (x - mean_x)) ** 2 for x, y in logs)
-    return slope, math.sqrt(left / (count - 2) / spread)
+    xs, ys = np.log(np.array([*points], np.float64)).T
+    if len(xs) < 3:
+        return float(np.polyfit(xs, ys, 1)[0]), None
+    (slope, _), covariance = np.polyfit(xs, ys, 1, cov=True)
+    return float(slope), float(np.sqrt(covariance[0, 0]))
 
 
 def _key(row: Row) -> tuple[str, str, int, str]:

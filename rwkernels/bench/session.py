@@ -7,10 +7,9 @@ import gc
 import importlib
 import importlib.metadata
 import os
-import platform
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -35,6 +34,7 @@ from rwkernels.bench.harness import (
 )
 from rwkernels.bench.registry import Case, Goal, cases
 from rwkernels.bench.results import Ratio, Row, Run, with_curves
+from rwkernels.commands import processors
 
 Progress = Callable[[Case, int, float], None]
 """Called when a case begins and after each part of it: the case, its threads, the effort that is done."""
@@ -43,11 +43,6 @@ PACKAGES = (
     "torch", "numpy", "triton", "scipy", "edt", "monai", "opencv-python-headless", "SimpleITK", "diplib",
     "cupy-cuda12x", "cupy-cuda13x", "cucim-cu12", "cucim-cu13", "pytest-benchmark",
 )  # fmt: skip
-
-
-def processors() -> int:
-    """How many this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def thread_counts(case: Case, chosen: Sequence[int] | None = None) -> list[int]:
@@ -75,9 +70,6 @@ def all_cases(scale: str) -> list[Case]:
 
 def machine() -> dict[str, Any]:
     """The machine and the versions, in the shape of pytest-benchmark's `machine_info`."""
-    import cpuinfo  # comes with pytest-benchmark
-
-    cpu = cpuinfo.get_cpu_info()
     from rwkernels.backends import instruction_sets
 
     versions = {"rwkernels": rw.__version__}
@@ -86,16 +78,13 @@ def machine() -> dict[str, Any]:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             versions[package] = ""
-    found = {
+    plugin: Any = importlib.import_module("pytest_benchmark.plugin")
+    found: dict[str, Any] = plugin.pytest_benchmark_generate_machine_info()
+    cpu = found["cpu"]
+    found |= {
         "node": "",  # whose machine it is is nobody's business
-        "processor": platform.processor(),
-        "machine": platform.machine(),
-        "python_implementation": platform.python_implementation(),
-        "python_implementation_version": platform.python_version(),
-        "python_version": platform.python_version(),
-        "python_build": list(platform.python_build()),
-        "release": ".".join(platform.release().split(".")[:2]),
-        "system": platform.system(),
+        "python_build": list(found["python_build"]),
+        "release": ".".join(found["release"].split(".")[:2]),
         "cpu": {key: cpu.get(key) for key in ("brand_raw", "arch", "count", "l2_cache_size", "l3_cache_size")},
         "processors": processors(),
         "load_average": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
@@ -161,10 +150,14 @@ def _comparison(goal: Goal, measured: dict[str, Measured]) -> Ratio | None:
 def _row(case: Case, contender: Contender, threads: int, measured: dict[str, Measured], judged: bool) -> Row:
     """Times, verdict and ratios of one contender."""
     found = measured[contender.name]
-    row = _base(case, contender.name, threads)
-    row = replace(row, verdict=found.verdict, reason=found.reason, buffer=contender.buffer)
-    row = replace(row, of_truth=contender.seconds is not None)
-    row = replace(row, moved=contender.moved or case.moved)
+    row = replace(
+        _base(case, contender.name, threads),
+        verdict=found.verdict,
+        reason=found.reason,
+        buffer=contender.buffer,
+        of_truth=contender.seconds is not None,
+        moved=contender.moved or case.moved,
+    )
     if not found.seconds:
         return row
     peer, copy, copied = measured[case.peer], measured[COPY], case.moved
@@ -296,16 +289,6 @@ def effort(chosen: Sequence[Case], threads: Sequence[int] | None) -> float:
     return sum(case.effort * len(thread_counts(case, threads)) for case in chosen)
 
 
-@contextlib.contextmanager
-def _memory_server(scale: str) -> Iterator[memory.Server | None]:
-    server = None if scale == "tiny" or memory.can_run() else memory.Server(scale)
-    try:
-        yield server
-    finally:
-        if server is not None:
-            server.close()
-
-
 def measure(
     chosen: Sequence[Case], scale: str, threads: Sequence[int] | None = None, progress: Progress | None = None
 ) -> Run:
@@ -322,7 +305,7 @@ def measure(
     )
     if any(case.device == "cuda" for case in chosen):
         run.machine["gpu"]["copy_bytes_per_second"] = copy_bandwidth(most, "cuda", moved=size)
-    with _memory_server(scale) as server:
+    with memory.server(scale) as server:
         try:
             for case in chosen:
                 start = time.perf_counter()

@@ -5,37 +5,60 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from rwkernels.bench import harness, losses, maps, peers, steps
+from rwkernels.bench import harness, names
 from rwkernels.bench.harness import COPIES, FAILED, MISSING, WRONG, Measured
 from rwkernels.bench.results import Ratio, Row, Run, threads_text
 
 
 @dataclass(frozen=True)
 class Headline:
-    """A comparison that everyone wants to know: `ours` against `peer` in a family of cases."""
+    """A comparison that everyone wants to know: `ours` against `peer` in a family of cases.
+
+    `said` is what the sentence about a run says of it, `tile` what stands under its number in the report; "" for those
+    that are told in tables and charts alone.
+    """
 
     title: str
     families: tuple[str, ...]
     ours: str
     peer: str
     peer_text: str
+    said: str = ""
+    tile: str = ""
 
 
 HEADLINES = (
-    Headline("rectified map from labels", ("rectified map",), maps.COMPACT, peers.SCIPY, "SciPy per image and class"),
-    Headline("dense rectified map, reused", ("rectified map",), maps.DENSE_REUSED, maps.EDT_FINISH, "`edt` + torch"),
-    Headline("boundary map, reused buffer", ("boundary map",), maps.REUSED, maps.EDT_TWICE, "`edt` twice per class"),
-    Headline("exact distances", ("distance",), maps.OURS, maps.EDT, "`edt`, as many threads"),
-    Headline("exact distances, hard cases", ("hard distance",), maps.OURS, maps.EDT, "`edt`, as many threads"),
-    Headline("loss and gradient, dense map", ("loss",), losses.DENSE, losses.EAGER, "eager `(softmax * map).mean()`"),
-    Headline("loss and gradient, dense map", ("loss",), losses.DENSE, losses.COMPILED, "`torch.compile` of it"),
-    Headline("loss and gradient, compact map", ("loss",), losses.COMPACT, losses.CROSS_ENTROPY, "`F.cross_entropy`"),
-    *(
-        Headline(name, (name,), steps.OURS, steps.PAPER, "SciPy + eager")
-        for name in ("labels to gradient, rectified", "labels to gradient, boundary")
+    Headline(
+        "rectified map from labels", ("rectified map",), names.COMPACT, names.SCIPY, "SciPy per image and class",
+        "builds rectified maps {} times faster than SciPy per class",
+        "maps from labels, against SciPy per class",
+    ),
+    Headline("dense rectified map, reused", ("rectified map",), names.DENSE_REUSED, names.EDT_FINISH, "`edt` + torch"),
+    Headline("boundary map, reused buffer", ("boundary map",), names.REUSED, names.EDT_TWICE, "`edt` twice per class"),
+    Headline("exact distances", ("distance",), names.OURS, names.EDT, "`edt`, as many threads"),
+    Headline("exact distances, hard cases", ("hard distance",), names.OURS, names.EDT, "`edt`, as many threads"),
+    Headline(
+        "loss and gradient, dense map", ("loss",), names.DENSE, names.EAGER, "eager `(softmax * map).mean()`",
+        "computes loss and gradient {} times faster than eager PyTorch",
+        "loss and gradient, against eager PyTorch",
     ),
     Headline(
-        "maps in a data loader", tuple(f"data loader, {n} workers" for n in (0, 1, 2)), steps.OURS, peers.SCIPY,
+        "loss and gradient, dense map", ("loss",), names.DENSE, names.COMPILED, "`torch.compile` of it",
+        tile="loss and gradient, against torch.compile",
+    ),
+    Headline(
+        "loss and gradient, compact map", ("loss",), names.COMPACT, names.CROSS_ENTROPY, "`F.cross_entropy`"
+    ),
+    Headline(
+        "labels to gradient, rectified", ("labels to gradient, rectified",), names.OURS, names.PAPER, "SciPy + eager",
+        "goes from labels to the gradient of the logits {} times faster than SciPy with eager PyTorch",
+    ),
+    Headline(
+        "labels to gradient, boundary", ("labels to gradient, boundary",), names.OURS, names.PAPER, "SciPy + eager",
+        tile="labels to gradient, boundary maps, against SciPy + eager",
+    ),
+    Headline(
+        "maps in a data loader", tuple(f"data loader, {n} workers" for n in (0, 1, 2)), names.OURS, names.SCIPY,
         "SciPy per class",
     ),
 )  # fmt: skip
@@ -64,14 +87,14 @@ def found(run: Run, headline: Headline, device: str = "cpu") -> list[Found]:
     """All that a run says about a headline, in the order of measuring."""
     rows = [row for row in run.rows if row.family in headline.families and row.contender == headline.ours]
     if headline.families == ("loss",):
-        rows = [row for row in rows if row.dtype == "float32" and row.layout == "contiguous" and not _of_grid(row)]
+        rows = [row for row in rows if row.dtype == "float32" and row.layout == "contiguous" and not of_grid(row)]
     compared = [(row, against(row, headline.peer)) for row in rows if row.ranked and row.device == device]
     return [Found(headline, row, ratio) for row, ratio in compared if ratio]
 
 
-def _of_grid(row: Row) -> bool:
-    """Whether a loss row is of the grid over types and layouts, whose labels are noise."""
-    return row.pattern == "random"
+def of_grid(row: Row) -> bool:
+    """Whether a row is of the grid of the loss over types and layouts, whose labels are noise."""
+    return row.family == "loss" and row.pattern == "random"
 
 
 def best_threads(run: Run, device: str = "cpu") -> int:
@@ -114,19 +137,23 @@ def sentence(run: Run) -> str:
     else:
         machine = run.machine["cpu"].get("brand_raw") or run.machine.get("processor") or "this machine"
         where = f"On {machine} with {threads_text(count)}"
-    parts = []
-    for index, text in (
-        (0, "builds rectified maps {} times faster than SciPy per class"),
-        (5, "computes loss and gradient {} times faster than eager PyTorch"),
-        (8, "goes from labels to the gradient of the logits {} times faster than SciPy with eager PyTorch"),
-    ):
-        ratios = [f.ratio.value for f in found(run, HEADLINES[index], device) if f.row.threads == count]
-        if ratios:
-            parts.append(text.format(span(ratios)))
+    parts = [text.format(times) for text, times in told(run, "said")]
     if not parts:
         return f"{where}, {len(run.rows)} rows were measured."
     listed = parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
     return f"{where}, rwkernels {listed}."
+
+
+def told(run: Run, what: str) -> list[tuple[str, str]]:
+    """The texts "said" or "tile" of the headlines that have one, each with the span of its ratios on all threads."""
+    device = main_device(run)
+    count = best_threads(run, device)
+    texts = []
+    for headline in HEADLINES:
+        ratios = [each.ratio.value for each in found(run, headline, device) if each.row.threads == count]
+        if ratios and getattr(headline, what):
+            texts.append((getattr(headline, what), span(ratios)))
+    return texts
 
 
 def caveats(run: Run) -> list[str]:
@@ -196,11 +223,6 @@ def unranked(run: Run) -> list[tuple[str, str, list[Row]]]:
     return [(name, reason, rows) for (name, reason), rows in groups.items()]
 
 
-def counted(count: int, what: str) -> str:
-    """1 row, 2 rows."""
-    return f"{count} {what}{'' if count == 1 else 's'}"
-
-
 def seconds_text(value: float) -> str:
     """A time with its unit."""
     if value != value:
@@ -211,9 +233,9 @@ def seconds_text(value: float) -> str:
     return f"{value * 1e9:.3g} ns"
 
 
-def bytes_text(value: float) -> str:
+def bytes_text(value: float, digits: str = ".3g") -> str:
     """Bytes with their unit."""
     for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if value >= factor:
-            return f"{value / factor:.3g} {unit}"
+            return f"{value / factor:{digits}} {unit}"
     return f"{value:.0f} B"

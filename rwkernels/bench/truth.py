@@ -15,7 +15,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from rwkernels.bench.inputs import Task, labels, labels_plus_one, odd_pixel
+from rwkernels.bench.inputs import Task, labels, labels_plus_one, odd_pixel, positions
+from rwkernels.bench.peers import missing_module
 
 # Pixels times classes up to which SciPy is asked outside the rows where it is the peer anyway.
 SCIPY_LIMIT = 20_000_000
@@ -80,21 +81,15 @@ def _closed_form(task: Task) -> Tensor | None:
         return torch.ones(task.shape)
     if task.pattern in ("centre", "corner"):
         squared = torch.zeros(task.image_shape)
-        for axis, (side, there) in enumerate(zip(task.image_shape, odd_pixel(task), strict=True)):
-            view = [1] * len(task.image_shape)
-            view[axis] = -1
-            squared += (torch.arange(side, dtype=torch.float32) - there).square().view(view)
+        for at, there in zip(positions(task.image_shape), odd_pixel(task), strict=True):
+            squared += (at.float() - there).square()
         squared[odd_pixel(task)] = 1
         return squared.sqrt_().expand(task.shape)
     return None
 
 
-def has_scipy() -> bool:
-    try:
-        import scipy.ndimage  # noqa: F401
-    except ImportError:
-        return False
-    return True
+def _has_scipy() -> bool:
+    return missing_module("scipy.ndimage") is None
 
 
 @lru_cache(maxsize=3)
@@ -107,18 +102,17 @@ def distance(task: Task, known: bool = False) -> Tensor | None:
     if exact is not None:
         return exact
     affordable = known or task.pixels * task.num_classes <= SCIPY_LIMIT
-    return paper_run(task).distance if affordable and has_scipy() else None
+    return paper_run(task).distance if affordable and _has_scipy() else None
 
 
 @lru_cache(maxsize=2)
 def foreground(task: Task) -> Tensor | None:
     """Eq. 4 at the true class, [B, *S]: from SciPy where it is affordable or needed anyway, else from `edt`."""
-    if has_scipy() and (task.name or task.pixels * task.num_classes <= SCIPY_LIMIT):
+    if _has_scipy() and (task.name or task.pixels * task.num_classes <= SCIPY_LIMIT):
         return paper_run(task).foreground
-    try:
-        edt = importlib.import_module("edt")
-    except ImportError:
+    if missing_module("edt"):
         return None
+    edt = importlib.import_module("edt")
     found = torch.empty(task.shape)
     spacing = task.spacing or (1.0,) * len(task.image_shape)
     for image, plus_one, values in zip(labels(task), labels_plus_one(task), found, strict=True):
@@ -131,8 +125,13 @@ def foreground(task: Task) -> Tensor | None:
 
 
 @lru_cache(maxsize=2)
-def boundary(task: Task) -> Tensor:
-    """The boundary map (Eq. 3) from two SciPy transforms per image and class; every class has to be present."""
+def boundary(task: Task) -> Tensor | None:
+    """The boundary map (Eq. 3) from two SciPy transforms per image and class; every class has to be present.
+
+    None without SciPy.
+    """
+    if not _has_scipy():
+        return None
     from scipy.ndimage import distance_transform_edt
 
     truth = one_hot(task)
@@ -143,8 +142,37 @@ def boundary(task: Task) -> Tensor:
     return torch.from_numpy(maps)
 
 
-def mismatch(found: Tensor, expected: Tensor, tolerance: float = 1e-5) -> str | None:
+def kervadec(task: Task) -> Tensor | None:
+    """The boundary map with 1 off the distances inside, as Kervadec et al. have it."""
+    expected = boundary(task)
+    return None if expected is None else torch.where(expected < 0, expected + 1, expected)
+
+
+def dense(task: Task) -> Tensor | None:
+    """The rectified map [B, K, *S] with `foreground`."""
+    values = foreground(task)
+    if values is None:
+        return None
+    found = torch.ones(task.shape[0], task.num_classes, *task.image_shape)
+    return found.scatter_(1, labels(task).long().unsqueeze(1), values.unsqueeze(1))
+
+
+# --- how answers differ; where there is no truth to be had, none is found to --------------------------------------
+
+
+def on_host(result: Any) -> Tensor:
+    """A result of any kind as a tensor on the CPU."""
+    if isinstance(result, list):
+        return torch.stack([on_host(one) for one in result])
+    found = result if isinstance(result, Tensor) else torch.from_numpy(np.asarray(result))
+    return found.detach().cpu()
+
+
+def mismatch(found: Any, expected: Tensor | None, tolerance: float = 1e-5) -> str | None:
     """How `found` differs from `expected`, or None."""
+    if expected is None:
+        return None
+    found = on_host(found)
     if found.shape != expected.shape:
         return f"shape {list(found.shape)} instead of {list(expected.shape)}"
     found = found.to(expected.dtype)
@@ -159,11 +187,14 @@ def mismatch(found: Tensor, expected: Tensor, tolerance: float = 1e-5) -> str | 
     return f"{100 * count / found.numel():.3g} % of the values are off, by up to {worst:.3g}"
 
 
-def dense_mismatch(found: Tensor, task: Task, foreground: Tensor) -> str | None:
+def dense_mismatch(found: Any, task: Task) -> str | None:
     """How a dense map [B, K, *S] differs from the rectified map with `foreground`, class by class."""
+    expected = foreground(task)
+    if expected is None:
+        return None
+    found = on_host(found)
     for k in range(task.num_classes):
-        expected = torch.where(labels(task) == k, foreground, 1.0)
-        wrong = mismatch(found[:, k], expected)
+        wrong = mismatch(found[:, k], torch.where(labels(task) == k, expected, 1.0))
         if wrong:
             return f"class {k}: {wrong}"
     return None
@@ -193,9 +224,11 @@ def _judged(loss: float, expected_loss: float, worst: float, largest: float, tol
 
 
 def loss_mismatch(
-    loss: float, gradient: Tensor, logits: Tensor, maps: Tensor, tolerance: float = 1e-5, scale: float = 1.0
+    loss: float, gradient: Tensor, logits: Tensor, maps: Tensor | None, tolerance: float = 1e-5, scale: float = 1.0
 ) -> str | None:
     """How a mean loss and its gradient, taken `scale` times, differ from the reference in float64."""
+    if maps is None:
+        return None
     from rwkernels.backends import reference
 
     total, worst, largest = 0.0, 0.0, 0.0

@@ -1,6 +1,6 @@
 """`rwkernels demo`: train a small U-Net on real MR images and compare the region-wise losses.
 
-The pieces, in the order in which they run: `data` (slices and labels out of the MNI152 template),
+The pieces, in the order in which they run: `experiments.mni152` (slices and labels out of the MNI152 template),
 `training` (one network per loss), `evaluation` (Dice, Hausdorff distance, gradient signs), `speed`
 (maps and loss against the usual way), `report` (table and JSON) and `figure` (one PNG).
 
@@ -10,10 +10,9 @@ Nothing heavier than `argparse` is imported until `run` is called.
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
-from rwkernels.cli import INTERRUPTED, positive, says_what_is_missing
+from rwkernels.commands import INTERRUPTED, lacks, positive, problem
 
 __all__ = ["add_arguments", "run"]
 
@@ -51,12 +50,11 @@ def run(args: argparse.Namespace) -> int:
         0 when finished, 1 when a package is missing, 2 for an option that cannot be honoured,
         130 after Ctrl-C.
     """
-    if says_what_is_missing("demo", "demo", _NEEDED, who="the demo"):
+    if lacks("demo", "demo", _NEEDED):
         return 1
     try:
         from rwkernels.demo import session
 
         return session.run(seed=args.seed, out=args.out, device=args.device, epochs=args.epochs)
     except KeyboardInterrupt:
-        print("\nrwkernels demo: interrupted", file=sys.stderr)
-        return INTERRUPTED
+        return problem("demo", "interrupted", INTERRUPTED)

@@ -19,15 +19,15 @@ from rwkernels.demo.evaluation import SCORED_CLASSES, dice_per_class
 from rwkernels.demo.speed import Speed
 from rwkernels.demo.training import NUM_CLASSES, Training
 from rwkernels.experiments.mni152 import CLASS_NAMES, Block, Slices
+from rwkernels.plots.style import COLOURS, DASHES
 
 DPI = 150
 
-# Okabe & Ito's palette (2008), told apart with any colour vision; the line styles say the same once more.
 _LINES: dict[str, tuple[str, Any]] = {
-    "RRW": ("#0072B2", "solid"),
-    "RW-Boundary": ("#D55E00", (0, (5, 1.5))),
-    "cross-entropy": ("#000000", (0, (1.2, 1.2))),
-    "CE fading to RRW": ("#009E73", (0, (6, 1.5, 1.2, 1.5))),
+    name: (COLOURS[colour], dashes)
+    for (name, colour), dashes in zip(
+        {"RRW": 0, "RW-Boundary": 1, "cross-entropy": 6, "CE fading to RRW": 2}.items(), DASHES, strict=False
+    )
 }
 _CLASS_COLOURS = ("#10151B", "#4A87B5", "#F3E6CB")
 _WRONG_COLOUR = "#E8590C"
@@ -98,24 +98,11 @@ def _draw_inputs(page: _Page, block: Block, shown: int, window: tuple[slice, sli
 
     _show(image_axes, block.images[shown, 0].numpy()[window], "Image", "T1", cmap="gray")
     _show_classes(labels_axes, labels[0].numpy()[window], "Labels", "what the networks should find")
-    _show(
-        rectified_axes,
-        rectified,
-        "RRW map",
-        "of white, from -1 to +1",
-        cmap=shades,
-        vmin=-1,
-        vmax=1,
-    )
-    _show(
-        boundary_axes,
-        boundary,
-        "RW-Boundary map",
-        "of white, in mm",
-        cmap=shades,
-        vmin=-_MAP_MM,
-        vmax=_MAP_MM,
-    )
+    for axes, picture, title, subtitle, most in (
+        (rectified_axes, rectified, "RRW map", "of white, from -1 to +1", 1.0),
+        (boundary_axes, boundary, "RW-Boundary map", "of white, in mm", _MAP_MM),
+    ):
+        _show(axes, picture, title, subtitle, cmap=shades, vmin=-most, vmax=most)
     _draw_class_key(page.axes(_MARGIN, page.keys_top, 2 * _PICTURE_WIDTH + _GAP, 0.2))
     _draw_map_key(page, rectified_axes.images[0])
 

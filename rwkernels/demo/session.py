@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
+import io
 import json
-import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
-from rwkernels.cli import INTERRUPTED
+from rwkernels.commands import INTERRUPTED, problem
 from rwkernels.demo import figure, report, speed, training
 from rwkernels.demo.training import Settings, Training
 from rwkernels.experiments.mni152 import load_slices
+from rwkernels.files import write
 
 FIGURE_NAME = "rwkernels-demo.png"
 RESULTS_NAME = "results.json"
@@ -26,11 +25,9 @@ def run(*, seed: int, out: Path, device: str | None, epochs: int) -> int:
         chosen = _device(device)
         out.mkdir(parents=True, exist_ok=True)
     except ValueError as error:
-        print(f"rwkernels demo: {error}", file=sys.stderr)
-        return 2
+        return problem("demo", error)
     except OSError as error:
-        print(f"rwkernels demo: --out {out}: cannot make this folder: {error.strerror}", file=sys.stderr)
-        return 2
+        return problem("demo", f"--out {out}: cannot make this folder: {error.strerror}")
     finished: list[Training] = []
     try:
         _compare(Settings(seed=seed, epochs=epochs), chosen, out, finished)
@@ -56,11 +53,11 @@ def _compare(settings: Settings, device: torch.device, out: Path, finished: list
 
     print(f"\n{report.table(finished)}\n\n{report.verdict(finished)}")
     print(f"\n{report.speed_lines(speeds, finished, steps)}\n")
-    with _whole(out / FIGURE_NAME) as path:
-        figure.draw(slices, finished, speeds).savefig(path, format="png", dpi=figure.DPI)
-    with _whole(out / RESULTS_NAME) as path:
-        tree = report.results(slices, settings, device, finished, speeds)
-        path.write_text(json.dumps(tree, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    picture = io.BytesIO()
+    figure.draw(slices, finished, speeds).savefig(picture, format="png", dpi=figure.DPI)
+    write(out / FIGURE_NAME, picture.getvalue())
+    tree = report.results(slices, settings, device, finished, speeds)
+    write(out / RESULTS_NAME, json.dumps(tree, indent=2, allow_nan=False) + "\n")
     print(f"Wrote {out / FIGURE_NAME} and {out / RESULTS_NAME}")
 
 
@@ -76,14 +73,3 @@ def _device(name: str | None) -> torch.device:
             f"{torch.cuda.device_count()} CUDA devices here; leave --device out to run on the CPU"
         )
     return torch.device(name)
-
-
-@contextlib.contextmanager
-def _whole(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside `path`; it takes the name `path` only once it is complete."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -2,7 +2,7 @@
 
 `configuration` says what an experiment is, `presets` has the paper's, in its size and scaled down; `datasets` loads
 `images`, `training` makes one run of them with `losses` and `metrics`, `runner` many in parallel, and `records` keeps
-each as one line of JSON; `statistics` tests them, `report` and `document` show them. `recipes` prepares ACDC17, BraTS18
+each as one line of JSON; `scores` tests them, `report` shows them. `recipes` prepares ACDC17, BraTS18
 and KiTS19.
 
 Nothing heavier than `argparse` is imported until `run` is called.
@@ -11,17 +11,17 @@ Nothing heavier than `argparse` is imported until `run` is called.
 from __future__ import annotations
 
 import argparse
-import importlib.util
-import sys
 from pathlib import Path
+
+from rwkernels.commands import lacks, positive
 
 __all__ = ["add_arguments", "run"]
 
 _NEEDED = {
-    "run": ("monai", "scipy", "matplotlib", "nibabel", "tqdm", "filelock"),
-    "report": ("monai", "scipy", "matplotlib", "filelock"),
-    "prepare": ("nibabel", "tqdm"),
-    "show": (),
+    "run": ("monai", "scipy", "matplotlib", "nibabel", "tqdm", "filelock", "jinja2", "msgspec"),
+    "report": ("monai", "scipy", "matplotlib", "filelock", "jinja2", "msgspec"),
+    "prepare": ("nibabel", "tqdm", "msgspec"),
+    "show": ("msgspec",),
 }
 _EPILOG = """\
 examples:
@@ -58,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="where the files of a data set are, such as slices:acdc17=DIR; may be repeated",
     )
     running.add_argument(
-        "--processes", type=_positive, metavar="N", help="runs at a time (default: one for each core); share the cores"
+        "--processes", type=positive, metavar="N", help="runs at a time (default: one for each core); share the cores"
     )
     running.add_argument("--device", default="cpu", metavar="DEVICE", help="where to train (default: cpu)")
     running.add_argument("--list", action="store_true", help="print the runs and which are finished, and stop")
@@ -94,13 +94,7 @@ def run(args: argparse.Namespace) -> int:
         0 when finished; 1 if a run failed, a case is missing or damaged, or a package is missing; 2 for an option that
         cannot be honoured; 130 after Ctrl-C.
     """
-    missing = [name for name in _NEEDED[args.experiment_command] if importlib.util.find_spec(name) is None]
-    if missing:
-        print(
-            f"rwkernels experiment: {', '.join(missing)} not installed; "
-            'experiments need the extra: pip install "rwkernels[experiments]"',
-            file=sys.stderr,
-        )
+    if lacks("experiment", "experiments", _NEEDED[args.experiment_command]):
         return 1
     from rwkernels.experiments import command
 
@@ -118,9 +112,3 @@ def _named_path(text: str) -> tuple[str, Path]:
     if not (name and sign and path):
         raise argparse.ArgumentTypeError(f"expected NAME=PATH, got {text!r}")
     return name, Path(path).expanduser()
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
-    return int(text)

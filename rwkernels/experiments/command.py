@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rwkernels.cli import INTERRUPTED
+from rwkernels import commands
 from rwkernels.experiments import configuration, presets
 from rwkernels.experiments.configuration import Experiment, Run
 from rwkernels.files import write
@@ -22,9 +22,7 @@ def run(args: argparse.Namespace) -> int:
     return {"run": _run, "report": _report, "show": _show, "prepare": _prepare}[args.experiment_command](args)
 
 
-def _problem(text: object, status: int = 2) -> int:
-    print(f"rwkernels experiment: {text}", file=sys.stderr)
-    return status
+_problem = partial(commands.problem, "experiment")
 
 
 def chosen(names: Sequence[str], scale: str) -> list[Experiment]:
@@ -71,7 +69,7 @@ def _run(args: argparse.Namespace) -> int:
     except records.RecordError as error:
         return _problem(error)
     except KeyboardInterrupt:
-        return _problem("interrupted; what is finished is kept, start it again to go on", INTERRUPTED)
+        return _problem("interrupted; what is finished is kept, start it again to go on", commands.INTERRUPTED)
     print(f"{outcome.finished} runs finished, {outcome.found} were finished before, {len(outcome.failed)} failed")
     for title, reason in outcome.failed.items():
         _problem(f"{title}: {reason}")

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import types
-import typing
-from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass
-from dataclasses import asdict as _asdict
+import re
 from pathlib import Path
 from typing import Any, TypeVar
+
+import msgspec
 
 from rwkernels import checks
 
@@ -28,8 +26,11 @@ MISSING_HAUSDORFF = ("diagonal", "ignore")
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class Loss:
+class _Frozen(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Read from JSON as it is declared: what is missing, unknown or of another type is refused."""
+
+
+class Loss(_Frozen, frozen=True):
     """A loss: a region loss, a region-wise one, or both joined by `rwkernels.CombinedLoss`.
 
     Attributes:
@@ -68,19 +69,17 @@ class Loss:
             )
 
 
-@dataclass(frozen=True)
-class Data:
+class Data(_Frozen, frozen=True):
     """A data set by its name in `rwkernels.experiments.datasets`, with that loader's options.
 
     Where its files are is no part of it: `--data NAME=PATH` says so when it is run.
     """
 
     name: str
-    options: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = {}
 
 
-@dataclass(frozen=True)
-class Training:
+class Training(_Frozen, frozen=True):
     """How a network is trained; the same for all losses of a task.
 
     Attributes:
@@ -113,16 +112,14 @@ class Training:
             raise ValueError(f"features: expected six numbers of channels, got {len(self.features)}")
 
 
-@dataclass(frozen=True)
-class Task:
+class Task(_Frozen, frozen=True):
     """A data set and how networks are trained on it."""
 
     data: Data
     training: Training
 
 
-@dataclass(frozen=True)
-class Run:
+class Run(_Frozen, frozen=True):
     """One network: a task, a loss, a seed."""
 
     data: Data
@@ -143,8 +140,7 @@ class Run:
         return f"{self.data.name}, {self.loss.name}, seed {self.seed}"
 
 
-@dataclass(frozen=True)
-class Experiment:
+class Experiment(_Frozen, frozen=True):
     """One of the paper's three experiments.
 
     Attributes:
@@ -200,8 +196,8 @@ class Experiment:
 
 
 def tree(value: Any) -> Any:
-    """A dataclass as what JSON holds: lists for tuples."""
-    return json.loads(json.dumps(_asdict(value)))
+    """What JSON holds of a configuration."""
+    return msgspec.to_builtins(value)
 
 
 def dumped(experiment: Experiment) -> str:
@@ -222,42 +218,24 @@ def load(path: Path) -> Experiment:
 
 
 def read(kind: type[T], given: Any, where: str) -> T:
-    """The dataclass `kind` from a tree of JSON. Raises `ValueError` that says where it is not what it should be."""
-    if not isinstance(given, Mapping):
-        raise ValueError(f"{where}: expected an object, got {type(given).__name__}")
-    hints = typing.get_type_hints(kind)
-    known = {each.name: each for each in fields(kind)}  # type: ignore[arg-type]
-    unknown = sorted(set(given) - set(known))
-    if unknown:
-        raise ValueError(f"{where}: expected {', '.join(known)}, got {unknown[0]!r}")
-    missing = [
-        name
-        for name, each in known.items()
-        if name not in given and each.default is MISSING and each.default_factory is MISSING
-    ]
-    if missing:
-        raise ValueError(f"{where}: expected {missing[0]!r}, which is missing")
+    """A `kind` from a tree of JSON. Raises `ValueError` that says where it is not what it should be."""
     try:
-        return kind(**{name: _value(hints[name], value, f"{where}.{name}") for name, value in given.items()})
-    except (TypeError, ValueError) as error:
-        raise ValueError(str(error) if str(error).startswith(where) else f"{where}: {error}") from None
+        return msgspec.convert(given, kind)
+    except msgspec.ValidationError as error:
+        raise ValueError(_in_our_words(str(error), where)) from None
 
 
-def _value(hint: Any, given: Any, where: str) -> Any:
-    if isinstance(hint, types.UnionType):
-        if given is None:
-            return None
-        (hint,) = (part for part in typing.get_args(hint) if part is not type(None))
-    origin = typing.get_origin(hint)
-    if origin is tuple:
-        if not isinstance(given, list):
-            raise ValueError(f"{where}: expected a list, got {type(given).__name__}")
-        return tuple(_value(typing.get_args(hint)[0], each, f"{where}[{i}]") for i, each in enumerate(given))
-    if is_dataclass(hint) and isinstance(hint, type):
-        return read(hint, given, where)
-    wanted = origin or hint
-    if wanted is float and type(given) is int:
-        return float(given)
-    if type(given) is not wanted:
-        raise ValueError(f"{where}: expected {wanted.__name__}, got {given!r}")
-    return given
+# msgspec's messages, and how the same is said here.
+_WORDS = (
+    (r"Object contains unknown field `(.*)`", r"expected none but the known fields, got '\1'"),
+    (r"Object missing required field `(.*)`", r"expected '\1', which is missing"),
+    (r"Expected `(.*)`, got `(.*)`", r"expected \1, got \2"),
+)
+
+
+def _in_our_words(message: str, where: str) -> str:
+    """`Expected ..., got ... - at `$.losses[1]`` as `WHERE.losses[1]: expected ..., got ...`."""
+    said, _, place = message.partition(" - at `$")
+    for theirs, ours in _WORDS:
+        said = re.sub(theirs, ours, said)
+    return f"{where}{place.removesuffix('`')}: {said}"

@@ -9,8 +9,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
+
+from msgspec.structs import replace
 
 from rwkernels.experiments.configuration import Data, Experiment, Loss, Task, Training
 

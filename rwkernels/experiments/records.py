@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from rwkernels.experiments.configuration import Run, read, tree
 from rwkernels.experiments.training import Result
 
@@ -31,6 +33,16 @@ class Record:
     run: Run
     result: Result
     environment: dict[str, Any]
+
+
+class _Line(msgspec.Struct):
+    """What a line of the file holds."""
+
+    format: int
+    key: str
+    run: Run
+    environment: dict[str, Any]
+    result: dict[str, Any]
 
 
 def append(folder: Path, record: Record) -> None:
@@ -63,14 +75,13 @@ def load(folder: Path) -> dict[str, Record]:
     found: dict[str, Record] = {}
     for number, line in enumerate(lines, start=1):
         try:
-            given = json.loads(line)
-            if given["format"] != FORMAT:
-                raise ValueError(f"expected format {FORMAT}, got {given['format']}")
-            run = read(Run, given["run"], "run")
-            result = Result(**_numbers(given["result"]))
-        except (ValueError, KeyError, TypeError) as error:
+            kept = read(_Line, json.loads(line), "it")
+            if kept.format != FORMAT:
+                raise ValueError(f"expected format {FORMAT}, got {kept.format}")
+            result = Result(**_numbers(kept.result))
+        except (ValueError, TypeError) as error:
             raise RecordError(f"{path}, line {number}: expected a finished run, got {error}") from None
-        found[run.key] = Record(run, result, given["environment"])
+        found[kept.run.key] = Record(kept.run, result, kept.environment)
     return found
 
 
@@ -80,14 +91,8 @@ def packed(records: Iterable[Record]) -> bytes:
 
 
 def _line(record: Record) -> bytes:
-    told = {
-        "format": FORMAT,
-        "key": record.run.key,
-        "run": tree(record.run),
-        "environment": record.environment,
-        "result": _plain(asdict(record.result)),
-    }
-    return json.dumps(told, allow_nan=False).encode() + b"\n"
+    told = _Line(FORMAT, record.run.key, record.run, record.environment, _plain(asdict(record.result)))
+    return json.dumps(tree(told), allow_nan=False).encode() + b"\n"
 
 
 @contextmanager

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+import re
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from rwkernels.experiments import configuration, document, records
-from rwkernels.experiments import scores as statistics
+import numpy as np
+from msgspec.structs import replace
+
+from rwkernels import pages
+from rwkernels.experiments import configuration, records, scores
 from rwkernels.experiments.configuration import Experiment, Task
-from rwkernels.experiments.document import Block, Code, Heading, Picture, Table, Text
 from rwkernels.experiments.records import Record
-from rwkernels.experiments.scores import METRICS, Cell
+from rwkernels.experiments.scores import METRICS, Cell, Floats
 from rwkernels.files import write
+from rwkernels.pages import Block, Code, Heading, Picture, Table, Text
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 COMMAND = "rwkernels experiment report"
 NAME = "report"
@@ -48,7 +57,7 @@ def parts(experiments: Sequence[Experiment], found: Mapping[str, Record]) -> dic
     """The blocks of the report: `"data"`, then one part for each experiment under its name."""
     told: dict[str, list[Block]] = {"data": _data(experiments, found)}
     for experiment in experiments:
-        told[experiment.name] = _experiment(experiment, found)
+        told[experiment.name] = list(_experiment(experiment, found))
     return told
 
 
@@ -61,8 +70,8 @@ def save(experiments: Sequence[Experiment], found: Mapping[str, Record], folder:
     for name, content in told.items():
         blocks += [Heading(titles[name]), *content]
     written = {
-        folder / f"{NAME}.md": f"# {title}\n\n{document.markdown(blocks, 'figures')}\n",
-        folder / f"{NAME}.html": document.page(title, blocks),
+        folder / f"{NAME}.md": f"# {title}\n\n{pages.markdown(blocks, 'figures')}\n",
+        folder / f"{NAME}.html": pages.page(title, blocks),
         **{folder / "figures" / f"{each.name}.svg": each.svg for each in blocks if isinstance(each, Picture)},
     }
     for path, text in written.items():
@@ -80,9 +89,9 @@ def into(experiments: Sequence[Experiment], found: Mapping[str, Record], target:
     """
     told = parts(experiments, found)
     pictures = target.with_suffix("")
-    content = {name: document.markdown(blocks, pictures.name) for name, blocks in told.items()}
+    content = {name: pages.markdown(blocks, pictures.name) for name, blocks in told.items()}
     written: dict[Path, str | bytes] = {
-        target: document.replaced(target.read_text(encoding="utf-8"), content, COMMAND),
+        target: pages.replaced(target.read_text(encoding="utf-8"), content, COMMAND),
         pictures / records.PACKED: records.packed(_used(experiments, found)),
         **{pictures / f"{each.name}.json": configuration.dumped(each) for each in experiments},
     }
@@ -102,12 +111,54 @@ def _used(experiments: Sequence[Experiment], found: Mapping[str, Record]) -> lis
 # --- parts -----------------------------------------------------------------------------------------------------
 
 
+class Shown:
+    """What an experiment found on one of its tasks; at least one of its runs is finished."""
+
+    def __init__(self, experiment: Experiment, task: Task, found: Mapping[str, Record]) -> None:
+        self.experiment, self.task, self.found = experiment, task, found
+        by_loss = {loss.name: scores.runs_of(experiment, task, loss, found) for loss in experiment.losses}
+        self.records = {name: records_of for name, records_of in by_loss.items() if records_of}
+        if not self.records:
+            raise ReportError(f"{experiment.name}: expected a finished run on {task.data.name}, found none")
+        self.any_result = next(iter(self.records.values()))[0].result
+
+    @property
+    def title(self) -> str:
+        """The data set's, as a heading."""
+        title = str(self.any_result.about["title"])
+        return title[:1].upper() + title[1:]
+
+    @property
+    def classes(self) -> list[str]:
+        """Their names, but the background's."""
+        return [str(name) for name in self.any_result.about["classes"][1:]]
+
+    @property
+    def columns(self) -> list[str]:
+        """Heads of the columns of both metrics."""
+        return [f"{_TITLES[metric]} {name}" for metric in METRICS for name in self.classes]
+
+    @cached_property
+    def cells(self) -> dict[str, dict[str, list[Cell]]]:
+        """See `scores.cells`."""
+        return scores.cells(self.experiment, self.task, self.found)
+
+    def picture_name(self, *what: str) -> str:
+        """The name of a file."""
+        slug = self.task.data.name.replace(":", "-").replace("/", "-")
+        return "-".join([self.experiment.name, slug, *filter(None, what)])
+
+
+def _picture(name: str, caption: str, figure: Figure) -> Picture:
+    svg = pages.svg(figure, name, bbox_inches="tight")
+    return Picture(name, caption, re.sub(r"[ \t]+$", "", svg, flags=re.MULTILINE))
+
+
 def _data(experiments: Sequence[Experiment], found: Mapping[str, Record]) -> list[Block]:
     total = len({run.key for experiment in experiments for run in experiment.runs()})
     done = _used(experiments, found)
-    tasks = {task.data.name: task for experiment in experiments for task in experiment.tasks}
     blocks: list[Block] = []
-    for name in tasks:
+    for name in dict.fromkeys(task.data.name for experiment in experiments for task in experiment.tasks):
         records_of = [record for record in done if record.run.data.name == name]
         if not records_of:
             continue
@@ -135,31 +186,22 @@ def _data(experiments: Sequence[Experiment], found: Mapping[str, Record]) -> lis
 
 def _environment(record: Record) -> str:
     told = record.environment
-    threads = "1 thread" if told["threads"] == 1 else f"{told['threads']} threads"
-    return f"rwkernels {told['rwkernels']}, torch {told['torch']}, MONAI {told['monai']}, {told['device']}, {threads}"
+    versions = f"rwkernels {told['rwkernels']}, torch {told['torch']}, MONAI {told['monai']}"
+    return f"{versions}, {told['device']}, {pages.counted(told['threads'], 'thread')}"
 
 
-def _experiment(experiment: Experiment, found: Mapping[str, Record]) -> list[Block]:
+def _experiment(experiment: Experiment, found: Mapping[str, Record]) -> Iterator[Block]:
     runs = experiment.runs()
     missing = sum(run.key not in found for run in runs)
-    blocks: list[Block] = []
     if missing:
-        blocks.append(Text(f"**Not complete: {missing} of {len(runs)} runs are missing.**"))
+        yield Text(f"**Not complete: {missing} of {len(runs)} runs are missing.**")
     for task in experiment.tasks:
-        if any(statistics.runs_of(experiment, task, loss, found) for loss in experiment.losses):
-            blocks.append(Heading(_task_title(experiment, task, found), 3))
-            blocks.append(Text(_setting(task)))
-            blocks += _PARTS[experiment.kind](experiment, task, found)
-    blocks.append(Code(f"Configuration: {experiment.name}.json", configuration.dumped(experiment).rstrip()))
-    return blocks
-
-
-def _task_title(experiment: Experiment, task: Task, found: Mapping[str, Record]) -> str:
-    for loss in experiment.losses:
-        for record in statistics.runs_of(experiment, task, loss, found):
-            title = str(record.result.about["title"])
-            return title[:1].upper() + title[1:]
-    return task.data.name
+        if any(scores.runs_of(experiment, task, loss, found) for loss in experiment.losses):
+            shown = Shown(experiment, task, found)
+            yield Heading(shown.title, 3)
+            yield Text(_setting(task))
+            yield from _PARTS[experiment.kind](shown)
+    yield Code(f"Configuration: {experiment.name}.json", configuration.dumped(experiment).rstrip())
 
 
 def _setting(task: Task) -> str:
@@ -173,112 +215,98 @@ def _setting(task: Task) -> str:
     )
 
 
-def _comparison(experiment: Experiment, task: Task, found: Mapping[str, Record]) -> list[Block]:
-    return [
-        scores_table(experiment, task, found),
-        seeds_table(experiment, task, found),
-        *_curve_pictures(experiment, task, found, {"": [loss.name for loss in experiment.losses]}),
-    ]
+def _comparison(shown: Shown) -> Iterator[Block]:
+    yield scores_table(shown)
+    yield seeds_table(shown)
+    yield _curves(shown, "", list(shown.records))
 
 
-def _strategies(experiment: Experiment, task: Task, found: Mapping[str, Record]) -> list[Block]:
+def _strategies(shown: Shown) -> Iterator[Block]:
+    yield scores_table(shown)
+    yield maps_table(shown)
+    yield seeds_table(shown)
     by_region: dict[str, list[str]] = {}
-    for loss in experiment.losses:
+    for loss in shown.experiment.losses:
         by_region.setdefault(loss.region or "alone", []).append(loss.name)
-    return [
-        scores_table(experiment, task, found),
-        maps_table(experiment, task, found),
-        seeds_table(experiment, task, found),
-        *_curve_pictures(experiment, task, found, by_region),
-    ]
+    for region, names in by_region.items():
+        yield _curves(shown, region, names)
 
 
-def _convergence(experiment: Experiment, task: Task, found: Mapping[str, Record]) -> list[Block]:
+def _convergence(shown: Shown) -> Iterator[Block]:
     from rwkernels import plots
 
-    ended = {}
-    for loss in experiment.losses:
-        records_of = statistics.runs_of(experiment, task, loss, found)
-        if records_of:
-            ended[loss.name] = statistics.convergence(records_of, experiment.converged_dice)
+    wanted = shown.experiment.converged_dice
+    ended = {name: scores.convergence(records_of, wanted) for name, records_of in shown.records.items()}
     head = [
-        "loss",
-        "models",
-        "converged",
-        "median epoch",
-        "all classes",
-        "lowest Dice",
-        "median",
-        "highest",
-        "not finite",
-    ]
+        "loss", "models", "converged", "median epoch", "all classes", "lowest Dice", "median", "highest", "not finite",
+    ]  # fmt: skip
     rows = []
     for name, each in ended.items():
-        epochs = sorted(epoch for epoch in each.epochs if epoch is not None)
-        ordered = sorted(each.final)
+        epochs = [epoch for epoch in each.epochs if epoch is not None]
+        spread = (min(each.final), statistics.median(each.final), max(each.final))
         rows.append(
             [
                 name,
-                str(len(ordered)),
+                str(len(each.final)),
                 f"{len(epochs)} ({100 * each.share:.0f} %)",
-                f"{_median(epochs):g}" if epochs else "-",
-                f"{sum(each.found)} ({100 * sum(each.found) / len(ordered):.0f} %)",
-                *(f"{value:.3f}" for value in (ordered[0], _median(ordered), ordered[-1])),
+                f"{statistics.median(epochs):g}" if epochs else "-",
+                f"{sum(each.found)} ({100 * sum(each.found) / len(each.final):.0f} %)",
+                *(f"{value:.3f}" for value in spread),
                 str(each.diverged),
             ]
         )
     note = (
-        f"Converged: validation Dice, averaged over cases and classes, of {experiment.converged_dice:g} or more after "
+        f"Converged: validation Dice, averaged over cases and classes, of {wanted:g} or more after "
         "the last epoch. Median epoch: from which on it stayed there, over those that converged. All classes: Dice of "
-        f"every class is at least {statistics.FOUND:g}."
+        f"every class is at least {scores.FOUND:g}."
     )
+    yield Table(head, rows, note)
     finals = {name: each.final for name, each in ended.items()}
+    caption = f"{shown.title}: distribution of the final Dice over models that differ in their seed (Eq. 8, Fig. 5)"
     figure = plots.convergence_cdf(finals, xlabel="Validation Dice after the last epoch, mean of classes")
-    name = f"{experiment.name}-{_slug(task)}-cdf"
-    title = _task_title(experiment, task, found)
-    caption = f"{title}: distribution of the final Dice over models that differ in their seed (Eq. 8, Fig. 5)"
-    every = [[loss, *(f"{value:.3f}" for value in each.final)] for loss, each in ended.items()]
-    seeds = [str(seed) for seed in experiment.seeds]
-    blocks: list[Block] = [
-        Table(head, rows, note),
-        Picture(name, caption, document.svg(figure, name)),
-    ]
-    if all(len(row) - 1 == len(seeds) for row in every):
-        blocks.append(Table(["final Dice, seed", *seeds], every))
-    return [*blocks, *_curve_pictures(experiment, task, found, {"": list(ended)}, band="range")]
+    yield _picture(shown.picture_name("cdf"), caption, figure)
+    seeds = [str(seed) for seed in shown.experiment.seeds]
+    if all(len(final) == len(seeds) for final in finals.values()):
+        every = [[loss, *(f"{value:.3f}" for value in final)] for loss, final in finals.items()]
+        yield Table(["final Dice, seed", *seeds], every)
+    yield _curves(shown, "", list(ended), band="range")
 
 
 _PARTS = {"comparison": _comparison, "strategies": _strategies, "convergence": _convergence}
 
 
+def _curves(shown: Shown, group: str, names: Sequence[str], band: str = "std") -> Picture:
+    from rwkernels import plots
+
+    records_of = {name: shown.records[name] for name in names if name in shown.records}
+    epochs = max((record.result.epochs for each in records_of.values() for record in each), key=len, default=[])
+    # A loss whose runs all diverged early ends before the others.
+    curves = {name: _as_long(scores.curves(each), len(epochs)) for name, each in records_of.items()}
+    figure = plots.dice_curves(curves, epochs=epochs, band=band, ylabel="Validation Dice, mean of classes")
+    about = "range" if band == "range" else "standard deviation"
+    caption = f"{shown.title}{_GROUPS.get(group, '')}: validation Dice during training, mean and {about} over seeds"
+    return _picture(shown.picture_name(group, "dice"), caption, figure)
+
+
+def _as_long(curves: Floats, count: int) -> Floats:
+    return np.pad(curves, ((0, 0), (0, count - curves.shape[1])), mode="edge")
+
+
 # --- tables ----------------------------------------------------------------------------------------------------
 
 
-def scores_table(experiment: Experiment, task: Task, found: Mapping[str, Record]) -> Table:
+def scores_table(shown: Shown) -> Table:
     """Losses as rows; Dice of every class, then Hausdorff distance of every class, as mean ± standard deviation.
 
     The best mean of a column is bold; a star marks p < 0.05 against the baseline.
     """
-    cells = statistics.cells(experiment, task, found)
-    classes = _classes(experiment, task, found)
-    head = ["loss", *(f"{_TITLES[metric]} {name}" for metric in METRICS for name in classes)]
-    best = {
-        (metric, k): _BETTER[metric](each[metric][k].mean for each in cells.values())
-        for metric in METRICS
-        for k in range(len(classes))
-    }
+    lines = {loss: [(m, cell) for m in METRICS for cell in each[m]] for loss, each in shown.cells.items()}
+    best = [_BETTER[column[0][0]](cell.mean for _, cell in column) for column in zip(*lines.values(), strict=True)]
     rows = [
-        [
-            loss,
-            *(
-                cell_text(cell, metric, bold=cell.mean == best[metric, k])
-                for metric in METRICS
-                for k, cell in enumerate(by_metric[metric])
-            ),
-        ]
-        for loss, by_metric in cells.items()
+        [loss, *(cell_text(cell, m, bold=cell.mean == top) for (m, cell), top in zip(line, best, strict=True))]
+        for loss, line in lines.items()
     ]
-    return Table(head, rows, _note(experiment, cells, task, found))
+    return Table(["loss", *shown.columns], rows, _note(shown))
 
 
 def cell_text(cell: Cell, metric: str, bold: bool = False) -> str:
@@ -290,42 +318,34 @@ def cell_text(cell: Cell, metric: str, bold: bool = False) -> str:
     return f"{f'**{mean}**' if bold else mean} ± {cell.deviation:.{digits}f}{' *' if cell.starred else ''}"
 
 
-def seeds_table(experiment: Experiment, task: Task, found: Mapping[str, Record]) -> Table:
+def seeds_table(shown: Shown) -> Table:
     """The mean over cases for every seed by itself: nothing is selected."""
-    cells = statistics.cells(experiment, task, found)
-    classes = _classes(experiment, task, found)
-    head = ["loss", "seed", *(f"{_TITLES[metric]} {name}" for metric in METRICS for name in classes)]
     rows = []
-    for loss in experiment.losses:
-        for place, record in enumerate(statistics.runs_of(experiment, task, loss, found)):
-            values = [
-                f"{cell.by_seed[place]:.{_DECIMALS[metric]}f}"
-                for metric in METRICS
-                for cell in cells[loss.name][metric]
-            ]
-            rows.append([loss.name, str(record.run.seed), *values])
-    return Table(head, rows, "Mean over cases, every seed.")
+    for loss, records_of in shown.records.items():
+        for place, record in enumerate(records_of):
+            cells = [(metric, cell) for metric in METRICS for cell in shown.cells[loss][metric]]
+            values = [f"{cell.by_seed[place]:.{_DECIMALS[metric]}f}" for metric, cell in cells]
+            rows.append([loss, str(record.run.seed), *values])
+    return Table(["loss", "seed", *shown.columns], rows, "Mean over cases, every seed.")
 
 
-def maps_table(experiment: Experiment, task: Task, found: Mapping[str, Record]) -> Table:
+def maps_table(shown: Shown) -> Table:
     """What the rectified map changes where all else is the same: its loss minus that of the boundary map."""
-    classes = _classes(experiment, task, found)
-    head = ["RRW minus RW-Boundary", *(f"{_TITLES[metric]} {name}" for metric in METRICS for name in classes)]
-    rows = []
+    experiment, rows = shown.experiment, []
     for one in experiment.losses:
         twins = [other for other in experiment.losses if other == replace(one, name=other.name, maps="boundary")]
         if one.maps != "rectified" or not twins:
             continue
-        apart = statistics.differences(experiment, task, one, twins[0], found)
+        apart = scores.differences(experiment, shown.task, one, twins[0], shown.found)
         if apart:
             texts = [
-                f"{each.mean:+.{_DECIMALS[metric]}f}{' *' if each.p < statistics.SIGNIFICANT else ''}"
+                f"{each.mean:+.{_DECIMALS[metric]}f}{' *' if each.p < scores.SIGNIFICANT else ''}"
                 for metric in METRICS
                 for each in apart[metric]
             ]
             rows.append([f"{_REGIONS[one.region]}, {one.schedule}" if one.region else "alone", *texts])
     note = f"Mean difference; Dice above 0 and HD below 0 are in favour of RRW. * p < 0.05: {_test_text(experiment)}."
-    return Table(head, rows, note)
+    return Table(["RRW minus RW-Boundary", *shown.columns], rows, note)
 
 
 def _test_text(experiment: Experiment) -> str:
@@ -336,13 +356,11 @@ def _test_text(experiment: Experiment) -> str:
     )
 
 
-def _note(
-    experiment: Experiment, cells: Mapping[str, Mapping[str, list[Cell]]], task: Task, found: Mapping[str, Record]
-) -> str:
-    count = len(_any_record(experiment, task, found).result.cases)
+def _note(shown: Shown) -> str:
+    experiment, cells = shown.experiment, shown.cells
     notes = [
-        f"Mean ± standard deviation over {count} cases and the seeds {', '.join(map(str, experiment.seeds))}; HD in "
-        "mm; best mean bold."
+        f"Mean ± standard deviation over {len(shown.any_result.cases)} cases and the seeds "
+        f"{', '.join(map(str, experiment.seeds))}; HD in mm; best mean bold."
     ]
     if any(cell.p is not None for each in cells.values() for row in each.values() for cell in row):
         notes.append(f"* p < 0.05 against {experiment.baseline}: {_test_text(experiment)}.")
@@ -350,68 +368,8 @@ def _note(
         "diagonal": "counts as the diagonal of its image",
         "ignore": "is left out",
     }[experiment.missing_hausdorff]
-    lost = {
-        loss: sum(cell.missing for cell in each["hausdorff"])
-        for loss, each in cells.items()
-        if any(cell.missing for cell in each["hausdorff"])
-    }
-    if lost:
-        told = ", ".join(f"{loss} {number}" for loss, number in lost.items())
+    lost = {loss: sum(cell.missing for cell in each["hausdorff"]) for loss, each in cells.items()}
+    told = ", ".join(f"{loss} {number}" for loss, number in lost.items() if number)
+    if told:
         notes.append(f"HD of a class that only labels or prediction have {treated}: {told} times.")
     return " ".join(notes)
-
-
-def _any_record(experiment: Experiment, task: Task, found: Mapping[str, Record]) -> Record:
-    for loss in experiment.losses:
-        for record in statistics.runs_of(experiment, task, loss, found):
-            return record
-    raise ReportError(f"{experiment.name}: expected a finished run on {task.data.name}, found none")
-
-
-def _classes(experiment: Experiment, task: Task, found: Mapping[str, Record]) -> list[str]:
-    return [str(name) for name in _any_record(experiment, task, found).result.about["classes"][1:]]
-
-
-def _curve_pictures(
-    experiment: Experiment,
-    task: Task,
-    found: Mapping[str, Record],
-    groups: Mapping[str, Sequence[str]],
-    band: str = "std",
-) -> list[Picture]:
-    from rwkernels import plots
-
-    by_name = {loss.name: loss for loss in experiment.losses}
-    pictures = []
-    for group, names in groups.items():
-        curves: dict[str, statistics.Floats] = {}
-        epochs: list[int] = []
-        for name in names:
-            records_of = statistics.runs_of(experiment, task, by_name[name], found)
-            if records_of:
-                epochs = max([epochs, *(record.result.epochs for record in records_of)], key=len)
-                curves[name] = statistics.curves(records_of)
-        # A loss whose runs all diverged early ends before the others.
-        curves = {name: _as_long(each, len(epochs)) for name, each in curves.items()}
-        label = f"{experiment.name}-{_slug(task)}{f'-{group}' if group else ''}-dice"
-        figure = plots.dice_curves(curves, epochs=epochs, band=band, ylabel="Validation Dice, mean of classes")
-        about = "range" if band == "range" else "standard deviation"
-        title = _task_title(experiment, task, found)
-        caption = f"{title}{_GROUPS.get(group, '')}: validation Dice during training, mean and {about} over seeds"
-        pictures.append(Picture(label, caption, document.svg(figure, label)))
-    return pictures
-
-
-def _as_long(curves: statistics.Floats, count: int) -> statistics.Floats:
-    import numpy as np
-
-    return np.pad(curves, ((0, 0), (0, count - curves.shape[1])), mode="edge")
-
-
-def _slug(task: Task) -> str:
-    return task.data.name.replace(":", "-").replace("/", "-")
-
-
-def _median(values: Sequence[float]) -> float:
-    ordered, middle = sorted(values), len(values) // 2
-    return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2

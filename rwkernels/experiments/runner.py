@@ -16,6 +16,7 @@ from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
+from rwkernels.commands import processors
 from rwkernels.experiments import records
 from rwkernels.experiments.configuration import Data, Run
 from rwkernels.experiments.records import Record
@@ -38,11 +39,6 @@ class Outcome:
 def unique(runs: Sequence[Run]) -> list[Run]:
     """Runs without those that another one stands for."""
     return list({run.key: run for run in runs}.values())
-
-
-def processors() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def execute(
@@ -85,38 +81,35 @@ def execute(
         threads = max(1, processors() // count)
         context = multiprocessing.get_context("spawn")  # a fork would copy the thread pools of torch half-alive
         pool = ProcessPoolExecutor(count, mp_context=context, initializer=_start, initargs=(threads,))
+        waiting: dict[Future[Record], Run] = {}
+        queue = iter(left)
+
+        def hand_out(most: int) -> None:
+            """No more than run at once: what is killed then is what was running."""
+            for run in islice(queue, most):
+                try:
+                    waiting[pool.submit(_one, run, (paths or {}).get(run.data.name), device)] = run
+                except BrokenProcessPool:
+                    outcome.failed[run.title] = "not started: a process was killed"
+
         try:
-            waiting: dict[Future[Record], Run] = {}
-            queue = iter(left)
-            # No more are handed out than run at once: what is killed then is what was running.
-            for run in islice(queue, count):
-                waiting[pool.submit(_one, run, _path(run.data, paths), device)] = run
+            hand_out(count)
             while waiting:
                 for future in wait(waiting, return_when=FIRST_COMPLETED).done:
-                    run = waiting.pop(future)
+                    run, seconds = waiting.pop(future), None
                     try:
                         record = future.result()
                     except BrokenProcessPool:
                         outcome.failed[run.title] = "its process, or one beside it, was killed"
-                        tell(run, None)
-                        continue
                     except Exception as error:
                         outcome.failed[run.title] = f"{type(error).__name__}: {error}"
-                        tell(run, None)
                     else:
                         records.append(folder, record)
                         outcome.finished += 1
-                        tell(run, record.result.seconds)
-                    following = next(queue, None)
-                    if following is not None:
-                        try:
-                            again = pool.submit(_one, following, _path(following.data, paths), device)
-                        except BrokenProcessPool:
-                            outcome.failed[following.title] = "not started: a process was killed"
-                        else:
-                            waiting[again] = following
-            for run in queue:
-                outcome.failed[run.title] = "not started: a process was killed"
+                        seconds = record.result.seconds
+                    tell(run, seconds)
+                    hand_out(1)
+            hand_out(len(left))  # to a pool that is broken: each is named
         finally:
             _end(pool)
     return outcome
@@ -130,10 +123,6 @@ def _end(pool: ProcessPoolExecutor) -> None:
         worker.terminate()
     for worker in workers:
         worker.join()
-
-
-def _path(data: Data, paths: Mapping[str, Path] | None) -> Path | None:
-    return None if paths is None else paths.get(data.name)
 
 
 # --- in the workers --------------------------------------------------------------------------------------------
@@ -177,7 +166,7 @@ def _one(run: Run, path: Path | None, device: str) -> Record:
     result = training.train(run, images, device)
     environment = {
         "rwkernels": rwkernels.__version__,
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
         "monai": monai.__version__,
         "threads": torch.get_num_threads(),
         "device": device if device == "cpu" else torch.cuda.get_device_name(device),

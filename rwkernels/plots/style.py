@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rwkernels import checks
+from rwkernels.extras import needs
+from rwkernels.files import write
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,25 +31,14 @@ NAMES = {"rectified": "RRW", "boundary": "RW-Boundary", "active_contour": "RW-AC
 FORMATS = ("svg", "pdf", "eps", "png")
 
 
-def _needs_matplotlib() -> None:
-    try:
-        import matplotlib  # noqa: F401
-    except ModuleNotFoundError as error:
-        if error.name != "matplotlib":
-            raise
-        raise ImportError(
-            'rwkernels.plots needs matplotlib, which is not installed: pip install "rwkernels[plot]"'
-        ) from error
-
-
 def panels(
     axes: Axes | Iterable[Any] | None, rows: int, columns: int, size: tuple[float, float], **options: Any
 ) -> tuple[Figure, list[list[Axes]]]:
     """`rows` times `columns` axes: new ones in a figure of `size` inches, or those that were given."""
-    _needs_matplotlib()
-    if axes is None:
+    with needs("plot", "matplotlib", "rwkernels.plots"):
         from matplotlib.figure import Figure
 
+    if axes is None:
         figure = Figure(figsize=size, layout="constrained", facecolor="white")
         made = figure.subplots(rows, columns, squeeze=False, **options)
         return figure, [list(row) for row in made]
@@ -139,8 +130,8 @@ def save(figure: Figure, path: str | os.PathLike[str], *, dpi: float = 300) -> P
         ValueError: The ending is none of these, or `dpi` is no number above 0.
         OSError: The folder does not exist, or cannot be written.
     """
-    _needs_matplotlib()
-    import matplotlib
+    with needs("plot", "matplotlib", "rwkernels.plots"):
+        from matplotlib import rc_context
 
     path = Path(path)
     ending = path.suffix.lower().removeprefix(".")
@@ -151,13 +142,9 @@ def save(figure: Figure, path: str | os.PathLike[str], *, dpi: float = 300) -> P
     buffer = io.BytesIO()
     # Without a date the same figure gives the same file.
     undated = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(ending)
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "rwkernels", "pdf.fonttype": 42}):
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "rwkernels", "pdf.fonttype": 42}):
         figure.savefig(buffer, format=ending, dpi=dpi, metadata=undated)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_bytes(buffer.getvalue())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"path: there is no folder {path.parent}")
+    write(path, buffer.getvalue())
     return path

@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from rwkernels.cli import positive, says_what_is_missing
+from rwkernels.commands import lacks, positive
 
 __all__ = ["add_arguments", "run"]
 
@@ -100,7 +100,7 @@ def run(args: argparse.Namespace) -> int:
     int
         0 when every map is there, 1 if a source or a comparison failed, 2 for an option that cannot be honoured.
     """
-    if says_what_is_missing("precompute", "precompute", _NEEDED):
+    if lacks("precompute", "precompute", _NEEDED):
         return 1
     from rwkernels.precompute import command
 

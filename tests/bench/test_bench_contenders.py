@@ -13,7 +13,8 @@ import pytest
 import torch
 from scipy import ndimage
 
-from rwkernels.bench import losses, maps, memory, peers, registry, session, steps, truth
+from rwkernels.bench import losses, maps, memory, names, peers, registry, session, steps, truth
+from rwkernels.bench.harness import make
 from rwkernels.bench.inputs import CHANNELS_LAST, CONTIGUOUS, Task, labels, logits, map_tasks
 
 TASK = Task("small", "blobs", (2, 24, 20, 16), 3, (3.0, 1.0, 1.0))
@@ -25,13 +26,16 @@ def judged(contender):
     return contender.check(contender.run())
 
 
-def right(makers, names):
-    """All of `names` answer rightly, those whose library is here."""
-    found = {name: maker for name, maker in makers.items() if name in names}
-    assert set(found) == set(names)
-    for name, maker in found.items():
-        contender = maker()
-        assert contender.missing or judged(contender) is None, name
+def made(makers, name):
+    (contender,) = make(makers, [name])
+    return contender
+
+
+def right(makers, wanted):
+    """All of `wanted` answer rightly, those whose library is here."""
+    assert set(wanted) <= set(makers)
+    for contender in make(makers, wanted):
+        assert contender.missing or judged(contender) is None, contender.name
 
 
 ON_CPU = [*peers.CPU_LIBRARIES]
@@ -39,43 +43,43 @@ ON_CPU = [*peers.CPU_LIBRARIES]
 
 @pytest.mark.parametrize("task", [FLAT, TASK], ids=["2d", "3d anisotropic"])
 def test_all_libraries_agree_on_rectified_maps(task):
-    names = peers.usable([name for name in ON_CPU if name != peers.EDT_PER_CLASS], len(task.image_shape), task is FLAT)
-    ours = [maps.COMPACT, maps.COMPACT_REUSED, maps.DENSE, maps.DENSE_REUSED, maps.REFERENCE]
-    right(maps.rectified_makers(task, "cpu"), [*ours, *names, maps.EDT_FINISH])
+    wanted = peers.usable([name for name in ON_CPU if name != names.EDT_PER_CLASS], len(task.image_shape), task is FLAT)
+    ours = [names.COMPACT, names.COMPACT_REUSED, names.DENSE, names.DENSE_REUSED, names.REFERENCE]
+    right(maps.rectified_makers(task, "cpu"), [*ours, *wanted, names.EDT_FINISH])
 
 
 @pytest.mark.parametrize("task", [FLAT, replace(TASK, spacing=None)], ids=["2d", "3d"])
 def test_all_libraries_agree_on_boundary_maps(task):
-    names = [name for name, single in maps.TWICE.items() if single in ON_CPU]
-    names = [name for name in names if peers.usable([maps.TWICE[name]], len(task.image_shape), True)]
-    right(maps.boundary_makers(task, "cpu"), [maps.OURS, maps.REUSED, maps.EDT_TWICE, maps.MONAI_BOUNDARY, *names])
+    wanted = [name for name, single in names.TWICE.items() if single in ON_CPU]
+    wanted = [name for name in wanted if peers.usable([names.TWICE[name]], len(task.image_shape), True)]
+    right(maps.boundary_makers(task, "cpu"), [names.OURS, names.REUSED, names.EDT_TWICE, names.MONAI_BOUNDARY, *wanted])
 
 
 def test_all_libraries_agree_on_distances():
-    right(maps.distance_makers(FLAT, "cpu", known=True), [maps.OURS, maps.REUSED, maps.EDT, *ON_CPU])
+    right(maps.distance_makers(FLAT, "cpu", known=True), [names.OURS, names.REUSED, names.EDT, *ON_CPU])
 
 
 def test_an_image_with_one_label_is_wrong_in_scipy_and_right_here_and_in_edt():
     task = Task("", "single", (1, 8, 8), 2)
     makers = maps.distance_makers(task, "cpu", known=False)
-    assert judged(makers[maps.OURS]()) is None
-    assert judged(makers[maps.EDT]()) is None
-    assert "where there is no other label" in judged(makers[peers.SCIPY]())
+    assert judged(made(makers, names.OURS)) is None
+    assert judged(made(makers, names.EDT)) is None
+    assert "where there is no other label" in judged(made(makers, names.SCIPY))
 
 
 @pytest.mark.parametrize("make", [maps.rectified_makers, maps.boundary_makers])
 def test_a_moved_label_is_noticed(make, monkeypatch):
     moved = labels(FLAT).roll(1, -1)
     monkeypatch.setattr(maps, "labels", lambda _: moved)
-    names = maps.COMPACT, maps.DENSE
+    wanted = names.COMPACT, names.DENSE
     found = make(FLAT, "cpu")
-    assert all(judged(found[name]()) for name in (names if maps.COMPACT in found else (maps.OURS, maps.REUSED)))
+    assert all(judged(made(found, name)) for name in (wanted if names.COMPACT in found else (names.OURS, names.REUSED)))
 
 
 def test_256_classes_are_no_overflow_where_labels_are_shifted_by_one():
     task = Task("", "random", (1, 40, 40), 256)
     assert int(labels(task).max()) == 255
-    right(maps.rectified_makers(task, "cpu"), [maps.COMPACT, maps.EDT_FINISH, peers.SCIPY])
+    right(maps.rectified_makers(task, "cpu"), [names.COMPACT, names.EDT_FINISH, names.SCIPY])
     affordable = truth.foreground(task)
     truth.foreground.cache_clear()
     with pytest.MonkeyPatch.context() as patch:
@@ -86,7 +90,7 @@ def test_256_classes_are_no_overflow_where_labels_are_shifted_by_one():
 
 def test_distances_with_one_wrong_value_are_refused():
     makers = maps.distance_makers(TASK, "cpu", known=True)
-    ours = makers[maps.OURS]()
+    ours = made(makers, names.OURS)
     wrong = ours.run().clone()
     wrong[1, 3, 4, 5] += 0.01
     assert "by up to 0.01" in (ours.check(wrong) or "")
@@ -95,13 +99,13 @@ def test_distances_with_one_wrong_value_are_refused():
 @pytest.mark.parametrize("dtype", list(losses.DTYPES))
 @pytest.mark.parametrize("layout", ["contiguous", CHANNELS_LAST])
 def test_losses_of_every_type_and_layout_are_right(dtype, layout):
-    names = [losses.DENSE, losses.COMPACT, losses.RECOMPUTE, losses.EAGER, losses.CROSS_ENTROPY, losses.DICE]
-    right(losses.loss_makers(FLAT, "cpu", dtype, layout), names)
+    wanted = [names.DENSE, names.COMPACT, names.RECOMPUTE, names.EAGER, names.CROSS_ENTROPY, names.DICE]
+    right(losses.loss_makers(FLAT, "cpu", dtype, layout), wanted)
 
 
-@pytest.mark.parametrize("name", [losses.DENSE, losses.CROSS_ENTROPY, losses.DICE])
+@pytest.mark.parametrize("name", [names.DENSE, names.CROSS_ENTROPY, names.DICE])
 def test_a_loss_or_a_gradient_that_is_slightly_off_is_refused(name):
-    contender = losses.loss_makers(FLAT, "cpu")[name]()
+    contender = made(losses.loss_makers(FLAT, "cpu"), name)
     contender.prepare()
     value = contender.run().detach()
     assert contender.check(value) is None
@@ -112,11 +116,11 @@ def test_a_loss_or_a_gradient_that_is_slightly_off_is_refused(name):
     assert "gradient" in (contender.check(value) or "")
 
 
-@pytest.mark.parametrize("name", [losses.DENSE, losses.CROSS_ENTROPY, losses.DICE])
+@pytest.mark.parametrize("name", [names.DENSE, names.CROSS_ENTROPY, names.DICE])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("everywhere", [True, False])
 def test_a_gradient_that_is_not_finite_is_refused(name, bad, everywhere):
-    contender = losses.loss_makers(FLAT, "cpu")[name]()
+    contender = made(losses.loss_makers(FLAT, "cpu"), name)
     if contender.missing:
         pytest.skip(contender.missing)
     contender.prepare()
@@ -131,39 +135,38 @@ def test_losses_of_labels_alone_read_logits_and_labels_and_write_the_gradient(dt
     makers = losses.loss_makers(FLAT, "cpu", dtype)
     element = {"float32": 4, "bfloat16": 2}[dtype]
     expected = (2 * element * FLAT.num_classes + 8) * FLAT.pixels
-    assert makers[losses.CROSS_ENTROPY]().moved == makers[losses.DICE]().moved == expected
+    assert made(makers, names.CROSS_ENTROPY).moved == made(makers, names.DICE).moved == expected
 
 
 def test_the_way_of_the_paper_that_is_timed_is_the_one_that_gives_the_truth():
     masks = truth.one_hot(TASK)
-    timed = maps.rectified_makers(TASK, "cpu")[peers.SCIPY]().run()
+    timed = made(maps.rectified_makers(TASK, "cpu"), names.SCIPY).run()
     assert torch.equal(timed, torch.from_numpy(truth.paper_map(masks, TASK.spacing)[0]))
 
 
 def test_the_kernel_alone_is_right_with_fresh_and_reused_gradients():
-    right(losses.kernel_makers(FLAT, "cpu"), list(losses.KERNELS.values()))
+    right(losses.kernel_makers(FLAT, "cpu"), list(names.KERNELS.values()))
 
 
 @pytest.mark.parametrize("family", steps.FAMILIES)
 def test_labels_to_gradient_is_right(family):
-    names = [steps.OURS, steps.PAPER, steps.PAPER_EDT, *([steps.MONAI_LOSS] if family == "boundary" else [])]
-    right(steps.step_makers(FLAT, family, "cpu"), names)
+    wanted = [names.OURS, names.PAPER, names.PAPER_EDT, *([names.MONAI_LOSS] if family == "boundary" else [])]
+    right(steps.step_makers(FLAT, family, "cpu"), wanted)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_maps_of_a_data_loader_are_right(workers):
-    right(steps.loader_makers(FLAT, workers), [steps.OURS, peers.SCIPY, peers.EDT_PER_CLASS])
+    right(steps.loader_makers(FLAT, workers), [names.OURS, names.SCIPY, names.EDT_PER_CLASS])
 
 
 def test_a_library_that_is_not_installed_is_listed_as_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "edt", None)
     monkeypatch.setitem(sys.modules, "SimpleITK", None)
-    assert maps.rectified_makers(FLAT, "cpu")[peers.SIMPLEITK]().missing == "SimpleITK is not installed"
+    assert made(maps.rectified_makers(FLAT, "cpu"), names.SIMPLEITK).missing == "SimpleITK is not installed"
     case = next(case for case in registry.cases("tiny") if case.family == "distance")
     rows = session.measure_case(case, [1], "tiny")
-    assert [(row.verdict, row.reason) for row in rows if row.contender == maps.EDT] == [
-        ("missing", "edt is not installed")
-    ]
+    (edt,) = [row for row in rows if row.contender == names.EDT]
+    assert (edt.verdict, edt.reason) == ("missing", "edt is not installed")
     assert all(row.ranked for row in rows if row.ours)
 
 
@@ -207,10 +210,10 @@ def test_an_error_on_one_number_of_threads_leaves_the_rows_of_another_alone(monk
 
 
 def test_peaks_are_shown_on_the_rows_of_the_threads_that_they_were_measured_with(monkeypatch):
-    monkeypatch.setattr(session, "_peaks", lambda *_: {maps.OURS: 7})
+    monkeypatch.setattr(session, "_peaks", lambda *_: {names.OURS: 7})
     case = next(case for case in registry.cases("tiny") if case.family == "distance")
     rows = session.measure_case(case, [1, 2], "tiny")
-    assert [row.peak for row in rows if row.contender == maps.OURS] == [None, 7]
+    assert [row.peak for row in rows if row.contender == names.OURS] == [None, 7]
 
 
 def results_of(rows):
@@ -271,16 +274,17 @@ def stand_ins(monkeypatch):
     return streams
 
 
-@pytest.mark.parametrize("name", [peers.CUPY, peers.CUCIM])
+@pytest.mark.parametrize("name", [names.CUPY, names.CUCIM])
 def test_maps_of_a_gpu_library_are_built_on_the_stream_of_torch(name, stand_ins):
     library = peers.GPU_LIBRARIES[name]
-    assert library.missing is None
+    assert peers.missing_module(library.module) is None
     masks = truth.one_hot(TASK)
     images = [library.prepare(image, TASK.spacing) for image in masks]
-    found = maps.gpu_per_class_map(library, images, masks.shape, "cpu")()
-    assert truth.dense_mismatch(found, TASK, truth.foreground(TASK)) is None
-    twice = maps.twice_per_class("", library, replace(TASK, spacing=None), "cpu", lambda _: None)
-    assert truth.mismatch(twice.run(), truth.boundary(replace(TASK, spacing=None))) is None
+    found = maps.gpu_per_class_map(library, images, masks.shape, "cpu")
+    assert truth.foreground(TASK) is not None
+    assert truth.dense_mismatch(found, TASK) is None
+    twice = maps.twice_per_class(library, replace(TASK, spacing=None), "cpu")
+    assert truth.mismatch(twice(), truth.boundary(replace(TASK, spacing=None))) is None
     assert set(stand_ins) == {5}
 
 
@@ -306,19 +310,19 @@ def test_peak_memory_is_that_of_the_gradient_for_us_and_several_for_eager():
     gradient = 4 * case.task.pixels * case.task.num_classes
     server = memory.Server("quick")
     try:
-        peaks = server.ask(case.id, [losses.COMPACT, losses.EAGER], 1)
+        peaks = server.ask(case.id, [names.COMPACT, names.EAGER], 1)
     finally:
         server.close()
-    assert 0.9 * gradient < peaks[losses.COMPACT] < 1.3 * gradient
-    assert peaks[losses.EAGER] > 2 * gradient
+    assert 0.9 * gradient < peaks[names.COMPACT] < 1.3 * gradient
+    assert peaks[names.EAGER] > 2 * gradient
 
 
 def test_importing_the_benchmarks_imports_no_peer():
-    names = ["edt", "cv2", "SimpleITK", "diplib", "monai", "scipy", "matplotlib", "rich", "pytest_benchmark"]
+    wanted = ["edt", "cv2", "SimpleITK", "diplib", "monai", "scipy", "matplotlib", "rich", "pytest_benchmark"]
     code = (
         "import sys, importlib, pkgutil, rwkernels.bench as b\n"
         "[importlib.import_module('rwkernels.bench.' + m.name) for m in pkgutil.iter_modules(b.__path__)]\n"
-        f"print([n for n in {names} if n in sys.modules])"
+        f"print([n for n in {wanted} if n in sys.modules])"
     )
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert printed.strip() == "[]"

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from rwkernels import cli, files
-from rwkernels.bench import guard, guard_rows
+from rwkernels import bench, cli, files
+
+guard = pytest.importorskip("benchmarks.guard", reason="benchmarks/ is not beside the tests")
+guard_rows = pytest.importorskip("benchmarks.guard_rows", reason="benchmarks/ is not beside the tests")
 
 needs_core = pytest.mark.skipif(guard.core_path() is None, reason="the compiled core is missing")
 BEFORE = guard.Counts("instructions", "GCC, AVX2", {"a": 1000.0, "b": 1000.0})
@@ -56,6 +58,13 @@ def test_a_baseline_that_cannot_be_written_ends_with_a_message(tmp_path, monkeyp
     path = tmp_path / "file" / "guard.json"  # a file is no folder, for root neither
     assert cli.main(["bench", "guard", "--save", "--baseline", str(path)]) == 2
     assert "cannot be written" in capsys.readouterr().err
+
+
+def test_outside_a_checkout_the_guard_says_what_is_missing(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(bench, "__file__", str(tmp_path / "site-packages" / "rwkernels" / "bench" / "__init__.py"))
+    assert cli.main(["bench", "guard", "--check"]) == 2
+    assert "expected a checkout of rwkernels, which has benchmarks/guard.py" in capsys.readouterr().err
 
 
 def test_a_file_that_cannot_be_replaced_is_left_as_it_was(tmp_path, monkeypatch):

@@ -18,9 +18,8 @@ pytest.importorskip("filelock", reason='experiments need pip install "rwkernels[
 
 from experiment_cases import BOUNDARY, DICE, HEARTS, RRW, experiment, record
 
-from rwkernels import cli
-from rwkernels.experiments import configuration, document, records, report
-from rwkernels.experiments import scores as statistics
+from rwkernels import cli, pages
+from rwkernels.experiments import configuration, records, report, scores
 from rwkernels.experiments.records import Record
 
 INF, NAN = math.inf, math.nan
@@ -46,8 +45,8 @@ def by_key(*given: Record) -> dict[str, Record]:
 def test_the_paired_permutation_test_gives_what_counting_sign_patterns_by_hand_gives(
     first: list[float], second: list[float], expected: float
 ) -> None:
-    assert statistics.paired_p(first, second) == pytest.approx(expected)
-    assert statistics.paired_p(second, first) == pytest.approx(expected)
+    assert scores.paired_p(first, second) == pytest.approx(expected)
+    assert scores.paired_p(second, first) == pytest.approx(expected)
 
 
 def test_ten_thousand_resamples_come_close_to_all_sign_patterns_and_are_the_same_each_time() -> None:
@@ -58,15 +57,15 @@ def test_ten_thousand_resamples_come_close_to_all_sign_patterns_and_are_the_same
     sums = np.array(list(product((-1, 1), repeat=14))) @ differences
     exact = np.mean(np.abs(sums) >= abs(differences.sum()) - 1e-12)
     assert 0.01 < exact < 0.3
-    found = statistics.paired_p(first, second, 10_000)  # 2^14 = 16,384 patterns are more
+    found = scores.paired_p(first, second, 10_000)  # 2^14 = 16,384 patterns are more
     assert found == pytest.approx(exact, abs=0.01)
-    assert found == statistics.paired_p(first, second, 10_000)
+    assert found == scores.paired_p(first, second, 10_000)
 
 
 def test_pairs_with_a_number_that_is_missing_are_left_out() -> None:
-    whole = statistics.paired_p([3.0, 5.0, 4.0], [1.0, 2.0, 3.0])
-    assert statistics.paired_p([3.0, NAN, 5.0, 4.0], [1.0, 0.0, 2.0, 3.0]) == whole == 0.25
-    assert math.isnan(statistics.paired_p([1.0, NAN], [2.0, 3.0]))
+    whole = scores.paired_p([3.0, 5.0, 4.0], [1.0, 2.0, 3.0])
+    assert scores.paired_p([3.0, NAN, 5.0, 4.0], [1.0, 0.0, 2.0, 3.0]) == whole == 0.25
+    assert math.isnan(scores.paired_p([1.0, NAN], [2.0, 3.0]))
 
 
 def six_cases(loss: configuration.Loss, seed: int, shift: float) -> Record:
@@ -83,7 +82,7 @@ def six_cases(loss: configuration.Loss, seed: int, shift: float) -> Record:
 def test_the_table_has_the_layout_of_the_paper_with_means_deviations_and_stars() -> None:
     found = by_key(*(six_cases(loss, seed, shift) for loss, shift in ((RRW, 0.0), (DICE, 0.1)) for seed in (0, 1)))
     given = experiment()
-    table = report.scores_table(given, given.tasks[0], found)
+    table = report.scores_table(report.Shown(given, given.tasks[0], found))
     assert table.head == ["loss", "Dice one", "Dice two", "HD one", "HD two"]
     # Deviation of .50 ... .55 twice over, n - 1 = 11: sqrt(2 * 0.00175 / 11) = 0.01784; of 1 ... 6: 1.784.
     assert table.rows == [
@@ -93,7 +92,7 @@ def test_the_table_has_the_layout_of_the_paper_with_means_deviations_and_stars()
     ]
     assert "6 cases and the seeds 0, 1" in table.note
     assert "p < 0.05 against RRW: paired permutation test over cases, seeds averaged, 10,000 resamples" in table.note
-    by_seed = report.seeds_table(given, given.tasks[0], found)
+    by_seed = report.seeds_table(report.Shown(given, given.tasks[0], found))
     assert [row[:3] for row in by_seed.rows] == [
         ["RRW", "0", "0.525"],
         ["RRW", "1", "0.525"],
@@ -110,10 +109,10 @@ def test_strategies_show_what_the_rectified_map_changes_where_all_else_is_the_sa
     losses = {key: joined(*key) for key in shifts}
     found = by_key(*(six_cases(losses[key], seed, shift) for key, shift in shifts.items() for seed in (0, 1)))
     given = experiment("strategies", tuple(losses.values()), baseline=None)
-    table = report.maps_table(given, given.tasks[0], found)
+    table = report.maps_table(report.Shown(given, given.tasks[0], found))
     # The gradual one has no counterpart. Six cases that are all better: p = 2/64; no difference: p = 1.
     assert table.rows == [["Dice, equal", "+0.100 *", "+0.000", "+0.0", "+0.0"]]
-    assert "*" not in str(report.scores_table(given, given.tasks[0], found).rows).replace("**", "")
+    assert "*" not in str(report.scores_table(report.Shown(given, given.tasks[0], found)).rows).replace("**", "")
 
 
 def test_pairs_are_cases_with_their_seeds_averaged_or_cases_of_every_seed() -> None:
@@ -124,7 +123,7 @@ def test_pairs_are_cases_with_their_seeds_averaged_or_cases_of_every_seed() -> N
     p = {}
     for pairs in ("case", "case and seed"):
         given = experiment(pairs=pairs)
-        p[pairs] = statistics.cells(given, given.tasks[0], found)["Dice"]["dice"][0].p
+        p[pairs] = scores.cells(given, given.tasks[0], found)["Dice"]["dice"][0].p
     # Averaged: .1, .1, .025, all of one sign: 2/8. Each: five of .1 and one of -.05, 64 patterns; as far from 0 as
     # .45 are +-.45 (5 x .1, -.05) and +-.55: 4/64.
     assert p == {"case": pytest.approx(2 / 8), "case and seed": pytest.approx(4 / 64)}
@@ -137,10 +136,10 @@ def test_a_distance_that_does_not_exist_is_the_diagonal_or_is_left_out_and_is_co
     )
     for missing, mean, told in (("diagonal", 52.0, "counts as the diagonal"), ("ignore", 4.0, "is left out")):
         given = experiment(seeds=(0,), missing_hausdorff=missing)
-        cells = statistics.cells(given, given.tasks[0], found)["Dice"]["hausdorff"]
+        cells = scores.cells(given, given.tasks[0], found)["Dice"]["hausdorff"]
         assert (cells[0].mean, cells[0].missing) == (mean, 1)
         assert (cells[1].mean, cells[1].count, cells[1].missing) == (2.0, 1, 0)
-        note = report.scores_table(given, given.tasks[0], found).note
+        note = report.scores_table(report.Shown(given, given.tasks[0], found)).note
         assert told in note
         assert "Dice 1 times" in note
 
@@ -148,10 +147,10 @@ def test_a_distance_that_does_not_exist_is_the_diagonal_or_is_left_out_and_is_co
 def test_a_loss_without_all_seeds_is_tested_on_those_that_both_have_and_the_report_says_what_is_missing() -> None:
     found = by_key(six_cases(RRW, 0, 0.0), six_cases(RRW, 1, 0.3), six_cases(DICE, 0, 0.1))
     given = experiment()
-    cell = statistics.cells(given, given.tasks[0], found)["Dice"]["dice"][0]
+    cell = scores.cells(given, given.tasks[0], found)["Dice"]["dice"][0]
     assert cell.p == pytest.approx(2 / 64)
     assert cell.mean == pytest.approx(0.625)
-    text = document.markdown(report.parts([given], found)["comparison"], "figures")
+    text = pages.markdown(report.parts([given], found)["comparison"], "figures")
     assert "**Not complete: 1 of 4 runs are missing.**" in text
 
 
@@ -161,7 +160,7 @@ def test_a_network_converged_if_it_ends_at_the_wanted_dice_from_the_epoch_on_tha
             RRW, 0, [[1.0, 1.0]], [[0.0, 0.0]], epochs=[2, 4, 6], dice_per_epoch=[[v, v] for v in curve], **more
         )
 
-    told = statistics.convergence(
+    told = scores.convergence(
         [
             ended([0.6, 0.7, 0.8]),
             ended([0.6, 0.4, 0.5]),
@@ -278,10 +277,8 @@ def test_the_document_shows_what_the_runs_that_lie_beside_it_say() -> None:
     target = Path(__file__).parents[2] / "docs" / "experiments.md"
     experiments, found = report.load(target.with_suffix(""))
     assert all(run.key in found for each in experiments for run in each.runs())
-    content = {
-        name: document.markdown(blocks, "experiments") for name, blocks in report.parts(experiments, found).items()
-    }
+    content = {name: pages.markdown(blocks, "experiments") for name, blocks in report.parts(experiments, found).items()}
     text = target.read_text()
-    assert document.replaced(text, content, report.COMMAND) == text
+    assert pages.replaced(text, content, report.COMMAND) == text
     for picture in re.findall(r"\]\((experiments/.*?\.svg)\)", text):
         assert (target.parent / picture).is_file()

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,6 +22,7 @@ pytest.importorskip("tqdm", reason='experiments need pip install "rwkernels[expe
 pytest.importorskip("filelock", reason='experiments need pip install "rwkernels[experiments]"')
 
 from experiment_cases import BOUNDARY, DICE, GRADUAL, HEARTS, RRW, TINY, experiment, record
+from msgspec.structs import replace
 
 from rwkernels import cli
 from rwkernels.experiments import configuration, datasets, presets, records, runner, training

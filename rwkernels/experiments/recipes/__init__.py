@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rwkernels.experiments.recipes import acdc17, brats18, kits19, layouts
-from rwkernels.experiments.recipes.cases import Case, CaseError, Recipe, RecipeError, read
+from rwkernels.experiments.recipes.cases import Case, CaseError, Recipe, RecipeError, read, whole
 
 __all__ = ["RECIPES", "Prepared", "RecipeError", "prepare"]
 
@@ -75,7 +75,7 @@ def prepare(
     folder = layouts.folder(chosen, target, layout)
     if folder.exists():
         raise FileExistsError(17, "exists already; it is made by this command", str(folder))
-    cases, problems = chosen.find(source)
+    cases, problems = whole(chosen.find(source))
     if problems and not allow_missing:
         # What cannot even be found is told before hours of reading.
         raise RecipeError(chosen, problems)

@@ -11,42 +11,30 @@ Info.cfg says which two frames there have to be.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
-from rwkernels.experiments.recipes.cases import Case, Recipe, first_folder, lacking
+from rwkernels.experiments.recipes.cases import Case, Recipe, first_folder, part_of
 
 PATIENTS = range(1, 101)
 
 
-def find(source: Path) -> tuple[list[Case], list[str]]:
+def find(source: Path) -> Iterator[Case | str]:
     """Two frames of every patient."""
     root = first_folder(source, ("training", "database/training", "ACDC/database/training"), "patient[0-9]*")
-    cases: list[Case] = []
-    problems: list[str] = []
     for number in PATIENTS:
         patient = f"patient{number:03d}"
         folder = root / patient
         if not folder.is_dir():
-            problems.append(f"{patient}: no such folder in {root}")
+            yield f"{patient}: no such folder in {root}"
             continue
         frames = _frames(folder / "Info.cfg")
         if isinstance(frames, str):
-            problems.append(f"{patient}: {frames}")
+            yield f"{patient}: {frames}"
             continue
         for frame in frames:
             name = f"{patient}_frame{frame:02d}"
-            case = Case(
-                name,
-                "train" if number % 2 == 0 else "validation",
-                (folder / f"{name}.nii.gz",),
-                folder / f"{name}_gt.nii.gz",
-            )
-            missing = lacking([*case.images, case.label], folder)
-            if missing:
-                problems.append(missing)
-            else:
-                cases.append(case)
-    return cases, problems
+            yield Case(name, part_of(number), (folder / f"{name}.nii.gz",), folder / f"{name}_gt.nii.gz")
 
 
 def _frames(path: Path) -> list[int] | str:

@@ -9,37 +9,31 @@ becomes 3, as nnU-Net wants consecutive labels. Channels are in the order of the
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
-from rwkernels.experiments.recipes.cases import Case, Recipe, lacking
+from rwkernels.experiments.recipes.cases import Case, Recipe, part_of
 
 HIGH_GRADE = 210
 SEQUENCES = ("t2", "t1", "t1ce", "flair")
 
 
-def find(source: Path) -> tuple[list[Case], list[str]]:
+def find(source: Path) -> Iterator[Case | str]:
     """The high-grade cases by name."""
     folders = [source / "HGG", source / "MICCAI_BraTS_2018_Data_Training" / "HGG"]
     root = next((folder for folder in folders if folder.is_dir()), source if source.name == "HGG" else None)
     if root is None:
-        return [], [f"{source}: expected a folder HGG in it (the high-grade cases)"]
-    cases: list[Case] = []
-    problems: list[str] = []
+        yield f"{source}: expected a folder HGG in it (the high-grade cases)"
+        return
     subjects = sorted(path for path in root.glob("Brats18_*") if path.is_dir())
     if len(subjects) != HIGH_GRADE:
-        problems.append(
+        yield (
             f"{root}: expected {HIGH_GRADE} folders Brats18_*, found {len(subjects)}; every one that is missing "
             "moves the later ones to the other part of the split"
         )
     for index, folder in enumerate(subjects):
-        files = [folder / f"{folder.name}_{sequence}.nii.gz" for sequence in (*SEQUENCES, "seg")]
-        missing = lacking(files, folder)
-        if missing:
-            problems.append(missing)
-        else:
-            part = "train" if index % 2 == 0 else "validation"
-            cases.append(Case(folder.name, part, tuple(files[:-1]), files[-1]))
-    return cases, problems
+        *images, label = (folder / f"{folder.name}_{sequence}.nii.gz" for sequence in (*SEQUENCES, "seg"))
+        yield Case(folder.name, part_of(index), tuple(images), label)
 
 
 RECIPE = Recipe(

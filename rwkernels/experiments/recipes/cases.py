@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -85,7 +85,7 @@ class Recipe:
         channels: Names of the images of a case; nnU-Net chooses the normalisation by them.
         classes: Names of the labels, the background first.
         description: What was done, for whoever finds the result.
-        find: Cases below a folder in the order of the paper's split, and what is wrong with that folder.
+        find: Cases below a folder in the order of the paper's split, and in words what is wrong with that folder.
         axes: Which axes of the files are slices, rows and columns.
         renumber: Labels of the files that get another number.
         change: What else is done to a volume.
@@ -98,7 +98,7 @@ class Recipe:
     channels: tuple[str, ...]
     classes: tuple[str, ...]
     description: str
-    find: Callable[[Path], tuple[list[Case], list[str]]]
+    find: Callable[[Path], Iterable[Case | str]]
     axes: tuple[int, int, int]
     renumber: tuple[tuple[int, int], ...] = ()
     change: Callable[[Volume], Volume] | None = None
@@ -113,10 +113,25 @@ def first_folder(source: Path, inside: tuple[str, ...], pattern: str) -> Path:
     return source
 
 
-def lacking(files: list[Path], folder: Path) -> str | None:
-    """Which of the files are not there."""
-    missing = [path.name for path in files if not path.is_file()]
-    return f"{folder.name}: {', '.join(missing)} missing" if missing else None
+def part_of(number: int) -> str:
+    """Even ones train and odd ones validate."""
+    return "train" if number % 2 == 0 else "validation"
+
+
+def whole(found: Iterable[Case | str]) -> tuple[list[Case], list[str]]:
+    """The cases whose files are all there, and what is wrong with the others and the rest."""
+    cases: list[Case] = []
+    problems: list[str] = []
+    for case in found:
+        if isinstance(case, str):
+            problems.append(case)
+            continue
+        missing = [path.name for path in (*case.images, case.label) if not path.is_file()]
+        if missing:
+            problems.append(f"{case.label.parent.name}: {', '.join(missing)} missing")
+        else:
+            cases.append(case)
+    return cases, problems
 
 
 def read(recipe: Recipe, case: Case) -> Volume:

@@ -18,35 +18,28 @@ What differs from that code, with the reason:
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch.nn.functional import interpolate
 
-from rwkernels.experiments.recipes.cases import Array, Case, CaseError, Recipe, Volume, changed, first_folder, lacking
+from rwkernels.experiments.recipes.cases import Array, Case, CaseError, Recipe, Volume, changed, first_folder, part_of
 
 CASES = range(210)
 SIZE = 256
 
 
-def find(source: Path) -> tuple[list[Case], list[str]]:
+def find(source: Path) -> Iterator[Case | str]:
     """The cases by number."""
     root = first_folder(source, ("data",), "case_[0-9]*")
-    cases: list[Case] = []
-    problems: list[str] = []
     for number in CASES:
         folder = root / f"case_{number:05d}"
-        if not folder.is_dir():
-            problems.append(f"{folder.name}: no such folder in {root}")
-            continue
-        image, label = folder / "imaging.nii.gz", folder / "segmentation.nii.gz"
-        missing = lacking([image, label], folder)
-        if missing:
-            problems.append(missing)
+        if folder.is_dir():
+            yield Case(folder.name, part_of(number), (folder / "imaging.nii.gz",), folder / "segmentation.nii.gz")
         else:
-            cases.append(Case(folder.name, "train" if number % 2 == 0 else "validation", (image,), label))
-    return cases, problems
+            yield f"{folder.name}: no such folder in {root}"
 
 
 def resized(volume: Volume) -> Volume:

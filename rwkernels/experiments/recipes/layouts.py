@@ -6,7 +6,7 @@ import json
 import re
 import shutil
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,19 +15,26 @@ from rwkernels.experiments import slices
 from rwkernels.experiments.recipes.cases import Case, Recipe, Volume
 
 
-class Writer(Protocol):
+class Writer:
     """Writes cases into a folder, and what lists them in the end."""
 
-    train: list[str]
-    validation: list[str]
-
-    def __init__(self, recipe: Recipe, folder: Path) -> None: ...
+    def __init__(self, recipe: Recipe, folder: Path) -> None:
+        self.recipe, self.folder = recipe, folder
+        self.train: list[str] = []
+        self.validation: list[str] = []
 
     def add(self, case: Case, volume: Volume) -> None:
         """Writes a case."""
+        self.write(case, volume)
+        (self.train if case.part == "train" else self.validation).append(case.name)
+
+    def write(self, case: Case, volume: Volume) -> None:
+        """Writes the files of a case."""
+        raise NotImplementedError
 
     def finish(self) -> None:
         """Writes the listing."""
+        raise NotImplementedError
 
 
 def folder(recipe: Recipe, target: Path, layout: str) -> Path:
@@ -37,18 +44,13 @@ def folder(recipe: Recipe, target: Path, layout: str) -> Path:
     return target / f"Dataset{recipe.number}_{recipe.title}"
 
 
-class NnUNet:
+class NnUNet(Writer):
     """nnU-Net v2's raw layout: training cases in `Tr`, validating ones in `Ts`, as the published code has them.
 
     nnU-Net normalises while it preprocesses. Train with fold `all`, so that it makes no split of its own.
     """
 
-    def __init__(self, recipe: Recipe, folder: Path) -> None:
-        self.recipe, self.folder = recipe, folder
-        self.train: list[str] = []
-        self.validation: list[str] = []
-
-    def add(self, case: Case, volume: Volume) -> None:
+    def write(self, case: Case, volume: Volume) -> None:
         """Writes a case; files that need no change are copied."""
         end = "Tr" if case.part == "train" else "Ts"
         images, labels = self.folder / f"images{end}", self.folder / f"labels{end}"
@@ -65,7 +67,6 @@ class NnUNet:
             shutil.copyfile(case.label, goal)
         else:
             _save(goal, volume.label, volume)
-        (self.train if case.part == "train" else self.validation).append(case.name)
 
     def finish(self) -> None:
         """Writes dataset.json."""
@@ -80,16 +81,14 @@ class NnUNet:
         _write_json(self.folder / "dataset.json", told)
 
 
-class Slices:
+class Slices(Writer):
     """Plain 2D slices (`rwkernels.experiments.slices`), z-scored by volume and channel."""
 
     def __init__(self, recipe: Recipe, folder: Path) -> None:
-        self.recipe, self.folder = recipe, folder
-        self.train: list[str] = []
-        self.validation: list[str] = []
+        super().__init__(recipe, folder)
         self.listed: dict[str, list[dict[str, Any]]] = {part: [] for part in slices.PARTS}
 
-    def add(self, case: Case, volume: Volume) -> None:
+    def write(self, case: Case, volume: Volume) -> None:
         """Writes the slices of a case."""
         images = np.stack([self._scored(image).transpose(self.recipe.axes) for image in volume.images])
         labels = volume.label.transpose(self.recipe.axes)
@@ -103,7 +102,6 @@ class Slices:
                 self.folder / name, np.ascontiguousarray(images[:, z]), label, (steps[0], steps[1], steps[2])
             )
             self.listed[case.part].append({"case": case.name, "file": name})
-        (self.train if case.part == "train" else self.validation).append(case.name)
 
     def finish(self) -> None:
         """Writes the listing."""

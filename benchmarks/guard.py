@@ -27,12 +27,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rwkernels.bench import guard_rows
+from benchmarks import guard_rows
+from rwkernels.bench import add_guard_arguments
+from rwkernels.commands import problem
 from rwkernels.files import write
 
 RUNS = 3
 TOLERANCE = {"instructions": 1.02, "ratios": 1.3}
-_BASELINE = Path("benchmarks/guard.json")
 
 
 @dataclass(frozen=True)
@@ -42,18 +43,6 @@ class Counts:
     kind: str  # "instructions" or "ratios"
     core: str  # compiler and instruction set; for ratios the machine too
     rows: dict[str, float]
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options of `rwkernels bench guard`."""
-    parser.description = __doc__.split("\n\n")[0].removeprefix("`rwkernels bench guard`: ").capitalize()
-    action = parser.add_mutually_exclusive_group()
-    action.add_argument("--check", action="store_true", help="compare with the stored counts; exit with 1 if one grew")
-    action.add_argument("--save", action="store_true", dest="store", help="keep the counts")
-    parser.add_argument(
-        "--baseline", type=Path, default=_BASELINE, metavar="FILE", help=f"the stored counts (default: {_BASELINE})"
-    )
-    parser.add_argument("--ratios", action="store_true", help="time against a copy even where Valgrind is there")
 
 
 def core_path() -> Path | None:
@@ -144,15 +133,13 @@ def run(args: argparse.Namespace) -> int:
     """Counts, and stores or checks. 0 if nothing grew, 1 if something did, 2 if it cannot be said."""
     core = core_path()
     if core is None:
-        print("rwkernels bench guard: the compiled core is missing", file=sys.stderr)
-        return 2
+        return problem("bench guard", "the compiled core is missing")
     before: Counts | None = None
     if args.check:
         try:
             before = load(args.baseline)
         except ValueError as error:
-            print(f"rwkernels bench guard: {error}", file=sys.stderr)
-            return 2
+            return problem("bench guard", error)
     counted = shutil.which("valgrind") is not None and not args.ratios
     now = instructions(core) if counted else ratios(core)
     comparable = before is not None and (before.kind, before.core) == (now.kind, now.core)
@@ -161,18 +148,23 @@ def run(args: argparse.Namespace) -> int:
         try:
             write(args.baseline, json.dumps(asdict(now), indent=1) + "\n")
         except OSError as error:
-            print(f"rwkernels bench guard: --baseline: {args.baseline} cannot be written ({error})", file=sys.stderr)
-            return 2
+            return problem("bench guard", f"--baseline: {args.baseline} cannot be written ({error})")
         print(f"wrote {args.baseline}")
     if before is None:
         return 0
     if not comparable:
-        print(
-            f"rwkernels bench guard: {args.baseline} is of {before.kind}, {before.core}; not comparable",
-            file=sys.stderr,
-        )
-        return 2
+        return problem("bench guard", f"{args.baseline} is of {before.kind}, {before.core}; not comparable")
     worse = grown(before, now)
     for row in worse:
         print(f"GREW: {row}, more than {100 * (TOLERANCE[now.kind] - 1):.0f} %", file=sys.stderr)
     return 1 if worse else 0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.guard")
+    add_guard_arguments(parser)
+    return run(parser.parse_args())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
