@@ -5,13 +5,15 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
+from msgspec.structs import replace
 from torch import Tensor
 
 from rwkernels.service.client.connection import Exchange
+from rwkernels.service.client.memory import SharedMemory
 from rwkernels.service.wire import messages
-from rwkernels.service.wire.memory import Bytes, OutOfReachError, SharedMemory
+from rwkernels.service.wire.memory import Bytes, OutOfReachError
 from rwkernels.service.wire.messages import Answer, Request
 
 _WORTH_A_SLOT = 64 << 10
@@ -30,11 +32,11 @@ class Asked:
     def message(self) -> bytes:
         """What is sent."""
         payload = () if self.request.in_slot else self.payload
-        return b"".join([messages.packed(self.request.header()), *(part.data for part in payload)])
+        return b"".join([messages.packed(self.request), *(part.data for part in payload)])
 
     def without_slot(self) -> Asked:
         """The same, to be answered in a message."""
-        return replace(self, request=replace(self.request, slot=None, in_slot=False))
+        return Asked(self.labels, replace(self.request, slot=None, in_slot=False), self.payload)
 
 
 class Pipeline:
@@ -43,15 +45,14 @@ class Pipeline:
     With `shares_memory`, larger answers are asked for in memory that is shared with the service.
     """
 
-    def __init__(self, source: Iterator[Asked], exchange: Exchange | None, window: int, shares_memory: bool) -> None:
+    def __init__(self, source: Iterator[Asked], exchange: Exchange, window: int, shares_memory: bool) -> None:
         self._exchange = exchange
         # As many slots for maps in use as for those under way.
         self._memory = SharedMemory(2 * window) if shares_memory else None
         self._window = window
         self._turns = threading.Semaphore(window)
         self._asked: queue.SimpleQueue[Asked | Exception | None] = queue.SimpleQueue()
-        self._stopped = self._leaving = False
-        self._sent_all = self._received_all = exchange is None
+        self._stopped = self._leaving = self._sent_all = self._received_all = False
         threading.Thread(target=self._feed, args=(source,), name="rwkernels-requests", daemon=True).start()
 
     def asked(self) -> Iterator[Asked]:
@@ -75,7 +76,7 @@ class Pipeline:
 
     def receive(self) -> memoryview | None:
         """The next answer; None where the stream is broken, and the rest has to be asked for in another way."""
-        if self._received_all or self._exchange is None:
+        if self._received_all:
             return None
         try:
             return self._exchange.receive()
@@ -108,13 +109,12 @@ class Pipeline:
 
     def finish(self) -> None:
         """Waits for the end of the stream, after its last answer: else the service counts that one as cancelled."""
-        if not self._received_all and self._exchange is not None:
+        if not self._received_all:
             self._exchange.finish()
 
     def cancel(self) -> None:
         """Ends the stream at once."""
-        if self._exchange is not None:
-            self._exchange.cancel()
+        self._exchange.cancel()
 
     def stop(self) -> None:
         """Sends nothing more."""
@@ -145,17 +145,11 @@ class Pipeline:
         item.request = replace(item.request, slot=slot, in_slot=memory.leave(slot, item.payload))
 
     def _send(self, message: bytes | None) -> None:
-        """Sends a message, or that none follows.
-
-        Where the stream is broken, answers may still be on their way; whoever waits for the others gets an error.
-        """
-        if self._sent_all or self._exchange is None:
+        """Sends a message, or that none follows."""
+        if self._sent_all:
             return
-        try:
-            if message is None or self._leaving:
-                self._sent_all = True
-                self._exchange.no_more()
-            else:
-                self._exchange.send(message)
-        except (ConnectionError, TimeoutError, PermissionError):
+        if message is None or self._leaving:
             self._sent_all = True
+            self._exchange.no_more()
+        else:
+            self._exchange.send(message)

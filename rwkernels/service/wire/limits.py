@@ -9,8 +9,9 @@ from rwkernels import checks
 
 MIB = 1 << 20
 HEADER_BYTES = 64 << 10
-"""The largest header of a message. What is around it (descriptor, lengths) is far smaller."""
-ENVELOPE_BYTES = HEADER_BYTES + (4 << 10)
+"""The largest header of a message."""
+ENVELOPE_BYTES = HEADER_BYTES + 8
+"""What a message has beside its payload."""
 
 
 @dataclass(frozen=True)
