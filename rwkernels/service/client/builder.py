@@ -9,6 +9,7 @@ import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,7 @@ from rwkernels.service.wire import messages
 from rwkernels.service.wire.labels import travelling
 from rwkernels.service.wire.memory import Bytes, OutOfReachError
 from rwkernels.service.wire.messages import CLOSING, Answer, MalformedError, Request
-from rwkernels.service.wire.security import Secret, checked_token
+from rwkernels.service.wire.security import checked_token
 
 _ANSWERS = {None: "float32", 16: "uint16", 8: "uint8"}
 _ERRORS: dict[str, type[Exception]] = {"TypeError": TypeError, "ValueError": ValueError, "RuntimeError": RuntimeError}
@@ -141,7 +142,7 @@ class RemoteMapBuilder(MapBuilder):
         self.timeout = _positive("timeout", timeout)
         self._target = Target(
             url,
-            None if token is None else Secret(checked_token(token, "token")),
+            None if token is None else checked_token(token, "token"),
             token_file,
             root_certificates,
             client_certificate,
@@ -266,10 +267,8 @@ class RemoteMapBuilder(MapBuilder):
         raise AssertionError
 
     def _attempt(self, request: Request, message: bytes) -> tuple[Answer, memoryview]:
-        exchange = self._connection.exchange(self.timeout)
+        exchange = self._connection.exchange(iter([message]), self.timeout)
         try:
-            exchange.send(message)
-            exchange.no_more()
             answer = exchange.receive()
             exchange.finish()
         except BaseException:
@@ -317,7 +316,8 @@ class RemoteMapBuilder(MapBuilder):
     def _streamed(self, batches: Iterator[Tensor], window: int) -> Iterator[Map]:
         """The maps of `batches` over one stream; what an interrupted stream leaves open is asked for one by one."""
         source = (self._asked(labels, None, None) for labels in batches)
-        pipeline = Pipeline(source, self._connection.exchange(None), window, self._target.is_here)
+        opened = partial(self._connection.exchange, timeout=None)
+        pipeline = Pipeline(source, opened, window, self._target.is_here)
         watch = Watch(self.timeout, pipeline.cancel)
         try:
             for asked in pipeline.asked():
@@ -325,9 +325,8 @@ class RemoteMapBuilder(MapBuilder):
             with watch, suppress(ConnectionError, TimeoutError):
                 pipeline.finish()
         finally:
-            pipeline.stop()
             watch.close()
-            pipeline.cancel()
+            pipeline.close()
 
     def _next_map(self, pipeline: Pipeline, watch: Watch, asked: Asked) -> Map:
         """The map of `asked`, which is the next one of the stream."""

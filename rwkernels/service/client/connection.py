@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import queue
 import ssl
 import sys
 import threading
@@ -11,14 +10,14 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from rwkernels.service.wire import messages, security
 from rwkernels.service.wire.limits import ENVELOPE_BYTES
-from rwkernels.service.wire.security import Secret
 
 FORK_SUPPORT = "GRPC_ENABLE_FORK_SUPPORT"
 if "grpc" not in sys.modules:
@@ -56,7 +55,7 @@ class Target:
     """
 
     url: str
-    token: Secret | None = None
+    token: str | None = field(default=None, repr=False)
     token_file: str | os.PathLike[str] | None = None
     root_certificates: str | os.PathLike[str] | None = None
     client_certificate: str | os.PathLike[str] | None = None
@@ -92,10 +91,7 @@ class Target:
 
     def headers(self) -> list[tuple[str, str]]:
         """What every call carries."""
-        if self.token is not None:
-            token: str | None = self.token.reveal()
-        else:
-            token = next(iter(security.read_tokens(self.token_file)), None)
+        token = self.token or next(iter(security.read_tokens(self.token_file)), None)
         return [] if token is None else [("authorization", f"Bearer {token}")]
 
     def open(self) -> Any:
@@ -143,8 +139,8 @@ class Connection:
         self._headers: list[tuple[str, str]] = []
         _connections.add(self)
 
-    def exchange(self, timeout: float | None) -> Exchange:
-        """Opens a stream that has to be over in `timeout` seconds."""
+    def exchange(self, requests: Iterator[bytes], timeout: float | None) -> Exchange:
+        """Opens a stream that has to be over in `timeout` seconds; a thread of gRPC takes and sends its requests."""
         if _cut_off:
             raise ConnectionError(
                 f"{self._target.url}: {_cut_off}, and gRPC does not work here; start worker processes before, or by "
@@ -153,8 +149,9 @@ class Connection:
         with self._lock:
             if self._channel is None:
                 self._headers, self._channel = self._target.headers(), self._target.open()
+                _expect_forks()
             call = self._channel.stream_stream(messages.METHOD)
-            return Exchange(self._target.url, call, timeout, self._headers)
+            return Exchange(self._target.url, call(requests, timeout=timeout, metadata=self._headers))
 
     def close(self) -> None:
         """Closes it; the next stream opens another."""
@@ -188,26 +185,19 @@ def _in_child() -> None:
         _cut_off = f"this process was forked from one that imported grpc without {FORK_SUPPORT}=1"
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_before_fork, after_in_child=_in_child)
+@cache
+def _expect_forks() -> None:
+    """Once gRPC has a channel: what is registered later is called earlier, while gRPC's own threads still work."""
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(before=_before_fork, after_in_child=_in_child)
 
 
 class Exchange:
     """One stream: requests go out, answers come back in the same order."""
 
-    def __init__(self, url: str, call: Any, timeout: float | None, headers: list[tuple[str, str]]) -> None:
-        self._url = url
-        self._requests: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        self._call = call(iter(self._requests.get, None), timeout=timeout, metadata=headers)
-        _calls.add(self._call)
-
-    def send(self, message: bytes) -> None:
-        """Sends one request. Where the stream has ended, whoever waits for the answer gets the error."""
-        self._requests.put(message)
-
-    def no_more(self) -> None:
-        """Says that no request follows."""
-        self._requests.put(None)
+    def __init__(self, url: str, call: Any) -> None:
+        self._url, self._call = url, call
+        _calls.add(call)
 
     def receive(self) -> memoryview:
         """The next answer."""
@@ -227,7 +217,6 @@ class Exchange:
     def cancel(self) -> None:
         """Ends the stream at once; whoever waits for it gets an error."""
         self._call.cancel()
-        self._requests.put(None)  # else a thread of gRPC waits for ever
 
 
 _ERRORS: dict[Any, type[Exception]] = {
