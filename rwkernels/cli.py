@@ -33,7 +33,7 @@ COMMANDS = {
     "precompute": Command("rwkernels.precompute", "make the maps of a folder of label maps, here or on a cluster"),
     "serve": Command(
         "rwkernels.service.server.command",
-        "answer batches of labels with their maps, for loaders elsewhere (Arrow Flight)",
+        "answer batches of labels with their maps, for loaders elsewhere (gRPC)",
     ),
 }
 

@@ -6,9 +6,9 @@ The transform is separable, so tasks pass one or two axes at a time over whole l
 in a temporary Zarr store. Results are those of the in-memory functions. docs/scale.md says how and what it costs.
 """
 
-from rwkernels.scale._extra import needs
+from rwkernels.extras import needs_scale
 
-with needs():
+with needs_scale():
     from rwkernels.scale.families import active_contour_map, boundary_map, constant_map
     from rwkernels.scale.large_map import LargeMap
     from rwkernels.scale.store import distance_transform_zarr, open_map, rectified_map_zarr

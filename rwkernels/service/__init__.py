@@ -1,4 +1,4 @@
-"""A service that owns the device and answers batches of labels with their maps, over Arrow Flight.
+"""A service that owns the device and answers batches of labels with their maps, over gRPC.
 
 `rwkernels serve` runs it, `RemoteMapBuilder(url, num_classes)` takes the place of a loader's builder. `wire` is what
 both sides agree on, `server` and `client` are the two sides. docs/service.md describes it.
@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import importlib
 from typing import TYPE_CHECKING, Any
+
+from rwkernels.extras import needs
 
 if TYPE_CHECKING:
     from rwkernels.service.client.builder import RemoteMapBuilder
@@ -26,7 +28,8 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
-    # The client needs another library than the server, and the command's help none.
+    # The command's help needs none of the libraries.
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+    with needs("service", ("grpc", "msgspec", "prometheus_client"), __name__):
+        return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)

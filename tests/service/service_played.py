@@ -12,11 +12,11 @@ import torch
 from rwkernels.service.server.admission import Admission
 from rwkernels.service.server.batching import Batcher
 from rwkernels.service.server.launches import Launcher
+from rwkernels.service.server.memory import Room
 from rwkernels.service.server.metrics import Metrics
 from rwkernels.service.server.stream import Ended, Shared, Stream
-from rwkernels.service.wire import flight, messages
+from rwkernels.service.wire import messages
 from rwkernels.service.wire.limits import Limits
-from rwkernels.service.wire.memory import Room
 
 
 class Context:
@@ -26,12 +26,9 @@ class Context:
         self.address = address
         self.given, self.sent, self.open = asyncio.Queue(), [], asyncio.Event()
         self.open.set()
-        self._first = True
 
     def put(self, header=None, payload=bytes(12)):
-        message = attacks.packed(attacks.header() if header is None else header, payload)
-        self.given.put_nowait(message if self._first else message[message.index(b"\x1a") :])
-        self._first = False
+        self.given.put_nowait(attacks.packed(attacks.header() if header is None else header, payload))
 
     def end(self):
         self.given.put_nowait(grpc.aio.EOF)
@@ -41,7 +38,7 @@ class Context:
 
     async def write(self, message):
         await self.open.wait()
-        self.sent.append(messages.split(flight.parse(message).metadata)[0])
+        self.sent.append(messages.split(memoryview(message))[0])
 
     def peer(self):
         return self.address
@@ -49,7 +46,7 @@ class Context:
     @property
     def kinds(self):
         """Of every answer."""
-        return [answer["error"]["kind"] if "error" in answer else "map" for answer in self.sent]
+        return [answer["error"][0] if answer["error"] else "map" for answer in self.sent]
 
 
 class Played:

@@ -4,7 +4,6 @@ import pytest
 import torch
 
 pytest.importorskip("grpc", reason="needs the extra `service`")
-pytest.importorskip("pyarrow.flight", reason="needs the extra `service`")
 from service_cases import served, some_labels
 
 import rwkernels as rw

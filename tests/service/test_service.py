@@ -15,7 +15,6 @@ import torch
 from torch.utils.data import DataLoader
 
 pytest.importorskip("grpc", reason="needs the extra `service`")
-pytest.importorskip("pyarrow.flight", reason="needs the extra `service`")
 from data_cases import Images
 from service_cases import TOKEN, some_labels
 

@@ -61,7 +61,7 @@ def test_small_requests_that_wait_and_agree_share_a_launch_and_get_their_own_map
     labels = [some_labels(1 + seed % 3, 13, 22, seed=seed) for seed in range(8)]
     labels[5] = some_labels(2, 22, 13)
     requests = [asked(number, found) for number, found in enumerate(labels)]
-    requests[3] = asked(3, labels[3], spacing=(2.0, 1.0))
+    requests[3] = asked(3, labels[3], spacing=((2.0, 1.0),))
     found, launches = asyncio.run(answers(requests))
     assert launches == [[0], [1, 2, 4, 6, 7], [3], [5]]
     for number, (built, own) in enumerate(zip(found, labels, strict=True)):

@@ -4,7 +4,6 @@ import pytest
 import torch
 
 pytest.importorskip("grpc", reason="needs the extra `service`")
-pytest.importorskip("pyarrow.flight", reason="needs the extra `service`")
 service = pytest.importorskip("benchmarks.service", reason="benchmarks/ is not beside the tests")
 
 

@@ -11,7 +11,6 @@ import pytest
 import torch
 
 pytest.importorskip("grpc", reason="needs the extra `service`")
-pytest.importorskip("pyarrow.flight", reason="needs the extra `service`")
 from service_cases import free_port, served, some_labels, until
 from torch.utils.data import DataLoader
 
@@ -195,44 +194,52 @@ def test_a_process_forked_in_the_middle_of_a_stream_is_told_instead_of_hanging()
         builder.close()
 
 
-def test_a_process_forked_while_grpc_was_connecting_is_told_instead_of_hanging(monkeypatch, served_here):
-    monkeypatch.setattr(connection, "_opened", True)
-    monkeypatch.setattr(connection, "_GRPC_ENDS", 0.2)
-    monkeypatch.setattr(connection, "_grpc_is_at_work", lambda: True)  # in no stream of ours
-    builder = RemoteMapBuilder(served_here.url, 3)
+def test_a_process_forked_while_its_parent_was_connecting_is_told_instead_of_hanging(served_here):
+    builder, labels = RemoteMapBuilder(served_here.url, 3), some_labels(1, 4, 4)
     fork = multiprocessing.get_context("fork")
+    with silent() as port, ThreadPoolExecutor(1) as pool:
+        other = RemoteMapBuilder(f"grpc://127.0.0.1:{port}", 3, timeout=3, retries=0)
+        waiting = pool.submit(other.of_batch, {}, labels)
+        until(lambda: any(call.is_active() for call in list(connection._calls)))
+        found = fork.Queue()
+        child = fork.Process(target=told_in_a_child, args=(lambda: builder.of_batch({}, labels), found))
+        child.start()
+        kind, text = found.get(timeout=20)
+        assert kind is ConnectionError
+        assert "this process was forked while its parent was asking a service" in text
+        child.join(20)
+        assert child.exitcode == 0
+        with pytest.raises((TimeoutError, ConnectionError)):
+            waiting.result(20)
+
+
+def test_where_grpc_was_not_told_of_forks_a_child_is_told_instead_of_hanging(served_here, monkeypatch):
+    builder, labels = RemoteMapBuilder(served_here.url, 3), some_labels(1, 4, 4)
+    fork = multiprocessing.get_context("fork")
+    monkeypatch.setattr(connection, "_SURVIVES_FORK", False)
+    builder.of_batch({}, labels)
     found = fork.Queue()
-    child = fork.Process(target=told_in_a_child, args=(lambda: builder.of_batch({}, some_labels(1, 4, 4)), found))
+    child = fork.Process(target=told_in_a_child, args=(lambda: builder.of_batch({}, labels), found))
     child.start()
-    assert found.get(timeout=20)[0] is ConnectionError
+    kind, text = found.get(timeout=20)
+    assert kind is ConnectionError
+    assert "imported grpc without GRPC_ENABLE_FORK_SUPPORT=1" in text
     child.join(20)
-
-
-class Recorded:
-    """An exchange that notes what is sent."""
-
-    def __init__(self):
-        self.sent, self.ends = [], 0
-
-    def send(self, message):
-        self.sent.append(message)
-
-    def no_more(self):
-        self.ends += 1
+    assert child.exitcode == 0
 
 
 def test_after_a_goodbye_nothing_is_sent_but_that_nothing_follows():
-    exchange = Recorded()
+    sent = []
     source = [Asked(None, Request(number, "rectified", (1, 2, 2), "uint8", 3, "uint8"), []) for number in range(6)]
     messages = [item.message() for item in source]
     assert len(set(messages)) == 6
-    pipeline = Pipeline(iter(source), exchange, window=2, shares_memory=False)
+    pipeline = Pipeline(iter(source), sent.append, window=2, shares_memory=False)
+    requests = sent.pop()  # that gRPC iterates over
     asked = pipeline.asked()
     assert next(asked) is source[0]
-    until(lambda: len(exchange.sent) == 2)
+    assert [next(requests), next(requests)] == messages[:2]
     pipeline.leave()
     assert pipeline.broken
     assert pipeline.receive() is None
     assert list(asked) == source[1:]  # for another stream
-    assert exchange.sent == messages[:2]
-    assert exchange.ends == 1
+    assert list(requests) == []

@@ -13,16 +13,20 @@ import pytest
 import torch
 
 pytest.importorskip("grpc", reason="needs the extra `service`")
-pytest.importorskip("pyarrow.flight", reason="needs the extra `service`")
+pytest.importorskip("msgspec", reason="needs the extra `service`")
 if sys.platform != "linux":
     pytest.skip("memory is shared on Linux alone", allow_module_level=True)
+import msgspec
 from service_cases import served, some_labels, until
 
 import rwkernels as rw
 from rwkernels.maps.quantised import decode, encode, largest_error
 from rwkernels.service import RemoteMapBuilder
-from rwkernels.service.wire import memory, messages
-from rwkernels.service.wire.memory import OutOfReachError, Place, Room, SharedMemory, Slots
+from rwkernels.service.client import pipeline
+from rwkernels.service.client.memory import SharedMemory
+from rwkernels.service.server import memory
+from rwkernels.service.server.memory import Room, Slots
+from rwkernels.service.wire.memory import OutOfReachError, Place
 
 
 @pytest.fixture(scope="module")
@@ -215,8 +219,8 @@ def no_memory(monkeypatch):
 def test_memory_that_is_out_of_reach_is_not_asked_for_again(server, monkeypatch, fails):
     fails(monkeypatch)
     asked = []
-    header = messages.Request.header
-    monkeypatch.setattr(messages.Request, "header", lambda request: asked.append(request.slot) or header(request))
+    message = pipeline.Asked.message
+    monkeypatch.setattr(pipeline.Asked, "message", lambda own: asked.append(own.request.slot) or message(own))
     batches = [some_labels(1, 200, 171, seed=seed) for seed in range(20)]
     for labels, maps in zip(batches, RemoteMapBuilder(server.url, 3).maps_of(batches, window=3), strict=True):
         assert torch.equal(maps.foreground, rw.rectified_map(labels, 3).foreground)
@@ -250,13 +254,15 @@ def test_nothing_is_opened_but_memory_of_that_name(tmp_path):
 )  # fmt: skip
 def test_a_place_that_makes_no_sense_is_none(changes):
     good = {"process": 1, "descriptor": 5, "name": "rwkernels-" + "0" * 32}
-    assert Place.read(good) == Place(1, 5, good["name"])
-    assert Place.read({**good, **changes}) is None
+    assert msgspec.convert(good, Place) == Place(1, 5, good["name"])
+    with pytest.raises(msgspec.ValidationError):
+        msgspec.convert({**good, **changes}, Place)
 
 
 @pytest.mark.parametrize("header", [None, [], "rwkernels", {}, {"process": 1, "descriptor": 5}])
 def test_a_header_without_its_keys_is_no_place(header):
-    assert Place.read(header) is None
+    with pytest.raises(msgspec.ValidationError):
+        msgspec.convert(header, Place)
 
 
 def test_what_is_opened_must_be_what_was_looked_at(monkeypatch):

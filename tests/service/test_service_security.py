@@ -9,7 +9,6 @@ import pytest
 import torch
 
 pytest.importorskip("grpc", reason="needs the extra `service`")
-pytest.importorskip("pyarrow.flight", reason="needs the extra `service`")
 trustme = pytest.importorskip("trustme", reason="makes the certificates")
 from service_cases import TOKEN, assert_answers_right, served, some_labels  # noqa: E402
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 grpc = pytest.importorskip("grpc", reason="needs the extra `service`")
-pytest.importorskip("pyarrow.flight", reason="needs the extra `service`")
+msgspec = pytest.importorskip("msgspec", reason="needs the extra `service`")
 if sys.platform != "linux":
     pytest.skip("memory is shared on Linux alone", allow_module_level=True)
 import service_attacks as attacks  # noqa: E402
@@ -59,15 +59,26 @@ def codes_of(labels):
 
 
 def mapped(answer):
-    return Place.read(answer["memory"]).map()
+    return msgspec.convert(answer["memory"], Place).map()
 
 
-@pytest.mark.parametrize("slot", [-1, 64, 2**40, "0", 0.0, True, [0]])
-def test_a_slot_that_is_none_ends_the_stream(talk, slot):
+@pytest.mark.parametrize(
+    ("slot", "says"),
+    [
+        (-1, "int >= 0"),
+        (64, "int <= 63"),
+        (2**40, "int <= 63"),
+        ("0", "int | null, got str"),
+        (0.0, "int | null, got float"),
+        (True, "int | null, got bool"),
+        ([0], "int | null, got array"),
+    ],
+)
+def test_a_slot_that_is_none_ends_the_stream(talk, slot, says):
     talk.send(header(slot=slot), bytes(PIXELS))
     code, text = talk.end()
     assert code is attacks.INVALID
-    assert text.startswith("slot: expected an integer in [0, 64)")
+    assert text == f"slot: expected {says}"
 
 
 @pytest.mark.parametrize(
@@ -77,7 +88,7 @@ def test_a_slot_that_is_none_ends_the_stream(talk, slot):
         ({"in_slot": True, "slot": 1}, 0, "in_slot: expected a slot that has room for the labels"),
         ({"in_slot": True, "slot": 0, "shape": [1, 2000, 171]}, 0, "in_slot: expected a slot that has room"),
         ({"in_slot": True, "slot": 0}, PIXELS, "payload: expected 0 bytes"),
-        ({"in_slot": 1, "slot": 0}, 0, "in_slot: expected true or false"),
+        ({"in_slot": 1, "slot": 0}, 0, "in_slot: expected bool, got int"),
         ({"slot": 0}, 0, f"payload: expected {PIXELS} bytes"),
     ],
 )
@@ -113,10 +124,7 @@ def test_labels_in_a_slot_that_are_no_classes_are_named_and_the_stream_goes_on(t
     wrong[0, 17, 40] = 3
     memory[:] = wrong.tobytes()
     answer, payload = talk.ask(header(slot=5, in_slot=True))
-    assert answer["error"] == {
-        "kind": "ValueError",
-        "text": "labels: expected integers in [0, 3), got 3 at (0, 17, 40)",
-    }
+    assert answer["error"] == ["ValueError", "labels: expected integers in [0, 3), got 3 at (0, 17, 40)"]
     assert len(payload) == 0
     memory[:] = labels.tobytes()
     assert talk.ask(header(slot=5, in_slot=True))[0]["memory"] is not None
@@ -154,7 +162,7 @@ def test_labels_that_are_written_over_while_the_map_is_built_harm_nobody(talk):
         for _ in range(60):
             memory[: 4 << 16] = good
             answer, _ = talk.ask(attacks.header(shape=size, slot=0, in_slot=True, answer="float32"))
-            assert "error" in answer or answer["memory"] is not None
+            assert answer["error"] or answer["memory"]
     finally:
         over.set()
         thread.join()

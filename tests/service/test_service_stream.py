@@ -15,8 +15,8 @@ from service_played import Played, played  # noqa: E402
 from rwkernels.service.server import batching, logs, stream  # noqa: E402
 from rwkernels.service.server.admission import Admission  # noqa: E402
 from rwkernels.service.server.batching import Job  # noqa: E402
+from rwkernels.service.server.memory import Slot  # noqa: E402
 from rwkernels.service.wire import messages  # noqa: E402
-from rwkernels.service.wire.memory import Slot  # noqa: E402
 
 REFUSED = attacks.header(shape=[1, 1 << 21, 1])
 

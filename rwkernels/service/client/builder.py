@@ -9,6 +9,7 @@ import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,19 +27,16 @@ from rwkernels.maps.families import MEASURED
 from rwkernels.service.client.connection import (
     ClosingError,
     Connection,
-    Exchange,
     Target,
     UnavailableError,
     Watch,
-    require,
 )
 from rwkernels.service.client.pipeline import Asked, Pipeline
 from rwkernels.service.wire import messages
-from rwkernels.service.wire.fields import MalformedError
 from rwkernels.service.wire.labels import travelling
 from rwkernels.service.wire.memory import Bytes, OutOfReachError
-from rwkernels.service.wire.messages import CLOSING, Answer, Request
-from rwkernels.service.wire.security import Secret, checked_token
+from rwkernels.service.wire.messages import CLOSING, Answer, MalformedError, Request
+from rwkernels.service.wire.security import checked_token
 
 _ANSWERS = {None: "float32", 16: "uint16", 8: "uint8"}
 _ERRORS: dict[str, type[Exception]] = {"TypeError": TypeError, "ValueError": ValueError, "RuntimeError": RuntimeError}
@@ -134,21 +132,18 @@ class RemoteMapBuilder(MapBuilder):
             threads=threads,
         )
         self.family, self.ignore_index, self.black_border = maps, ignore_index, black_border
-        self._options = tuple(
-            sorted(
-                (name, checks.number(f"map_options[{name!r}]", value)) for name, value in (map_options or {}).items()
-            )
-        )
+        self._options = {
+            name: checks.number(f"map_options[{name!r}]", value) for name, value in (map_options or {}).items()
+        }
         if bits not in _ANSWERS or (maps == "boundary" and bits == 8):
             raise ValueError(f"bits: expected None, 16 or 8 (boundary maps: None or 16), got {bits!r}")
         self._answer = "float16" if maps == "boundary" and bits == 16 else _ANSWERS[bits]
         if token is not None and token_file is not None:
             raise ValueError("token_file: expected None beside token")
-        require()
         self.timeout = _positive("timeout", timeout)
         self._target = Target(
             url,
-            None if token is None else Secret(checked_token(token, "token")),
+            None if token is None else checked_token(token, "token"),
             token_file,
             root_certificates,
             client_certificate,
@@ -231,12 +226,12 @@ class RemoteMapBuilder(MapBuilder):
         """The request for a map, ready to be sent."""
         found = checks.labels(labels, self.spatial_dims).cpu()
         axes = found.dim() - 1
-        rows: tuple[Any, ...] | None = None
+        rows: tuple[tuple[float, ...], ...] | None = None
         if self.family in MEASURED:
             given = spacing or (None if self.spacing is None else [self.spacing])
             rows = None if given is None else tuple(tuple(checks.spacing(row, axes)) for row in given)
             if rows is not None and all(row == rows[0] for row in rows):
-                rows = rows[0]
+                rows = rows[:1]
         dtype, sent, ignored = travelling(found, self.num_classes, self.ignore_index)
         payload = [sent]
         if class_max is not None:
@@ -273,10 +268,8 @@ class RemoteMapBuilder(MapBuilder):
         raise AssertionError
 
     def _attempt(self, request: Request, message: bytes) -> tuple[Answer, memoryview]:
-        exchange = self._connection.exchange(self.timeout)
+        exchange = self._connection.exchange(iter([message]), self.timeout)
         try:
-            exchange.send(message)
-            exchange.no_more()
             answer = exchange.receive()
             exchange.finish()
         except BaseException:
@@ -324,10 +317,8 @@ class RemoteMapBuilder(MapBuilder):
     def _streamed(self, batches: Iterator[Tensor], window: int) -> Iterator[Map]:
         """The maps of `batches` over one stream; what an interrupted stream leaves open is asked for one by one."""
         source = (self._asked(labels, None, None) for labels in batches)
-        exchange: Exchange | None = None
-        with suppress(UnavailableError):  # it may come back while one after the other is asked for
-            exchange = self._connection.exchange(None)
-        pipeline = Pipeline(source, exchange, window, self._target.is_here)
+        opened = partial(self._connection.exchange, timeout=None)
+        pipeline = Pipeline(source, opened, window, self._target.is_here)
         watch = Watch(self.timeout, pipeline.cancel)
         try:
             for asked in pipeline.asked():
@@ -335,9 +326,8 @@ class RemoteMapBuilder(MapBuilder):
             with watch, suppress(ConnectionError, TimeoutError):
                 pipeline.finish()
         finally:
-            pipeline.stop()
             watch.close()
-            pipeline.cancel()
+            pipeline.close()
 
     def _next_map(self, pipeline: Pipeline, watch: Watch, asked: Asked) -> Map:
         """The map of `asked`, which is the next one of the stream."""

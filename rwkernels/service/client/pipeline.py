@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
+from msgspec.structs import replace
 from torch import Tensor
 
 from rwkernels.service.client.connection import Exchange
+from rwkernels.service.client.memory import SharedMemory
 from rwkernels.service.wire import messages
-from rwkernels.service.wire.memory import Bytes, OutOfReachError, SharedMemory
+from rwkernels.service.wire.memory import Bytes, OutOfReachError
 from rwkernels.service.wire.messages import Answer, Request
 
 _WORTH_A_SLOT = 64 << 10
@@ -30,11 +32,11 @@ class Asked:
     def message(self) -> bytes:
         """What is sent."""
         payload = () if self.request.in_slot else self.payload
-        return b"".join([messages.packed(self.request.header()), *(part.data for part in payload)])
+        return b"".join([messages.packed(self.request), *(part.data for part in payload)])
 
     def without_slot(self) -> Asked:
         """The same, to be answered in a message."""
-        return replace(self, request=replace(self.request, slot=None, in_slot=False))
+        return Asked(self.labels, replace(self.request, slot=None, in_slot=False), self.payload)
 
 
 class Pipeline:
@@ -43,15 +45,21 @@ class Pipeline:
     With `shares_memory`, larger answers are asked for in memory that is shared with the service.
     """
 
-    def __init__(self, source: Iterator[Asked], exchange: Exchange | None, window: int, shares_memory: bool) -> None:
-        self._exchange = exchange
+    def __init__(
+        self,
+        source: Iterator[Asked],
+        exchange: Callable[[Iterator[bytes]], Exchange],
+        window: int,
+        shares_memory: bool,
+    ) -> None:
+        self._requests: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._exchange = exchange(iter(self._requests.get, None))
         # As many slots for maps in use as for those under way.
         self._memory = SharedMemory(2 * window) if shares_memory else None
         self._window = window
         self._turns = threading.Semaphore(window)
         self._asked: queue.SimpleQueue[Asked | Exception | None] = queue.SimpleQueue()
-        self._stopped = self._leaving = False
-        self._sent_all = self._received_all = exchange is None
+        self._stopped = self._broken = False
         threading.Thread(target=self._feed, args=(source,), name="rwkernels-requests", daemon=True).start()
 
     def asked(self) -> Iterator[Asked]:
@@ -70,17 +78,17 @@ class Pipeline:
 
     @property
     def broken(self) -> bool:
-        """Whether no further answer comes of the stream."""
-        return self._received_all
+        """Whether no further answer comes of the stream, and nothing more is sent."""
+        return self._broken
 
     def receive(self) -> memoryview | None:
         """The next answer; None where the stream is broken, and the rest has to be asked for in another way."""
-        if self._received_all or self._exchange is None:
+        if self._broken:
             return None
         try:
             return self._exchange.receive()
         except BaseException:
-            self._received_all = self._sent_all = True
+            self._broken = True
             raise
 
     def payload(self, asked: Asked, answer: Answer, sent: memoryview) -> memoryview | Bytes:
@@ -104,22 +112,23 @@ class Pipeline:
 
     def leave(self) -> None:
         """Takes no further answers, and sends no further requests."""
-        self._received_all = self._leaving = True
+        self._broken = True
 
     def finish(self) -> None:
         """Waits for the end of the stream, after its last answer: else the service counts that one as cancelled."""
-        if not self._received_all and self._exchange is not None:
+        if not self._broken:
             self._exchange.finish()
 
     def cancel(self) -> None:
-        """Ends the stream at once."""
-        if self._exchange is not None:
-            self._exchange.cancel()
+        """Ends the stream at once; whoever waits for an answer gets an error."""
+        self._exchange.cancel()
 
-    def stop(self) -> None:
-        """Sends nothing more."""
+    def close(self) -> None:
+        """Sends nothing more, and ends the stream."""
         self._stopped = True
         self._turns.release()
+        self._requests.put(None)  # else a thread of gRPC waits for ever
+        self._exchange.cancel()
 
     def _feed(self, source: Iterator[Asked]) -> None:
         try:
@@ -130,11 +139,11 @@ class Pipeline:
                 self._take_slot(item)
                 message = item.message()
                 self._asked.put(item)
-                self._send(message)
-            self._send(None)
+                self._requests.put(None if self._broken else message)
         except Exception as error:
             self._asked.put(error)
         finally:
+            self._requests.put(None)
             self._asked.put(None)
 
     def _take_slot(self, item: Asked) -> None:
@@ -143,19 +152,3 @@ class Pipeline:
         if memory is None or item.request.answer_bytes < _WORTH_A_SLOT or (slot := memory.take()) is None:
             return
         item.request = replace(item.request, slot=slot, in_slot=memory.leave(slot, item.payload))
-
-    def _send(self, message: bytes | None) -> None:
-        """Sends a message, or that none follows.
-
-        Where the stream is broken, answers may still be on their way; whoever waits for the others gets an error.
-        """
-        if self._sent_all or self._exchange is None:
-            return
-        try:
-            if message is None or self._leaving:
-                self._sent_all = True
-                self._exchange.no_more()
-            else:
-                self._exchange.send(message)
-        except (ConnectionError, TimeoutError, PermissionError):
-            self._sent_all = True

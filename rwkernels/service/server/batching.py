@@ -13,8 +13,8 @@ from functools import partial
 
 from rwkernels.service.server import logs
 from rwkernels.service.server.launches import Asked, Built, Launcher
+from rwkernels.service.server.memory import Slot
 from rwkernels.service.server.metrics import Metrics
-from rwkernels.service.wire.memory import Slot
 from rwkernels.service.wire.messages import Answer, Request
 
 _LONGEST_LAUNCH = 600.0

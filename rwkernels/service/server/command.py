@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from rwkernels.service.server.service import MapService
 
-FLIGHT_PORT, MONITOR_PORT = 8815, 8816
+PORT, MONITOR_PORT = 8815, 8816
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 DONE, UNFINISHED, USAGE = 0, 1, 2
 _FLUSH = 5.0
@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--host", default="127.0.0.1", help="where to listen (default: %(default)s, this machine alone)"
     )
-    parser.add_argument("--port", type=int, default=FLIGHT_PORT, help="0 for any that is free (default: %(default)s)")
+    parser.add_argument("--port", type=int, default=PORT, help="0 for any that is free (default: %(default)s)")
     parser.add_argument(
         "--device", default="cpu", help="where maps are built: cpu, cuda, cuda:1 (default: %(default)s)"
     )
@@ -78,9 +78,10 @@ def run(parsed: argparse.Namespace) -> int:
 
 async def _serve(parsed: argparse.Namespace) -> int:
     from rwkernels.service.server import logs
-    from rwkernels.service.server.metrics import Monitor
 
     service = _service(parsed)
+    from rwkernels.service.server.metrics import Monitor
+
     stop = asyncio.Event()
     hurry = asyncio.Event()
 
@@ -136,8 +137,8 @@ def _keep_memory() -> None:
 
 
 def _service(parsed: argparse.Namespace) -> MapService:
+    from rwkernels.service import MapService
     from rwkernels.service.server import logs
-    from rwkernels.service.server.service import MapService
     from rwkernels.service.wire import security
     from rwkernels.service.wire.limits import Limits
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+import msgspec
 import numpy as np
 import torch
 from torch import Tensor
@@ -18,9 +19,9 @@ from rwkernels.data.building import Map, MapBuilder
 from rwkernels.maps import quantised
 from rwkernels.maps.compact import RectifiedMap
 from rwkernels.service.server import logs
+from rwkernels.service.server.memory import Slot
 from rwkernels.service.wire import labels
-from rwkernels.service.wire.memory import Slot
-from rwkernels.service.wire.messages import Answer, Request
+from rwkernels.service.wire.messages import LONGEST_TEXT, Answer, Request
 
 _BITS = {"uint8": 8, "uint16": 16}
 
@@ -52,18 +53,20 @@ _NOTHING = np.empty(0, np.uint8)
 
 
 @lru_cache(maxsize=256)
-def _builder(request: Request, threads: int) -> MapBuilder:
-    """The map builder for requests with these settings."""
+def _builder(settings: bytes, threads: int) -> MapBuilder:
+    """The map builder for requests with these settings, packed."""
+    request = msgspec.msgpack.decode(settings, type=Request)
     return MapBuilder(
         request.num_classes,
         maps=request.family,
-        spacing_key="spacing" if request.spacing is not None else None,
+        spacing=request.common_spacing,
+        spacing_key="spacing" if request.has_rows_of_spacing else None,
         class_max_key="class_max" if request.class_max else None,
         ignore_index=request.ignore_index,
         black_border=request.black_border,
         spatial_dims=len(request.shape) - 1,
         validate=True,
-        map_options=dict(request.options),
+        map_options=request.options,
         threads=threads,
     )
 
@@ -123,7 +126,7 @@ class Launcher:
             labels,
             first.num_classes,
             _BITS[first.answer],
-            spacing=first.spacing,
+            spacing=first.common_spacing,
             class_max=class_max,
             ignore_index=first.ignore_index,
             black_border=first.black_border,
@@ -135,13 +138,10 @@ class Launcher:
 
     def _values(self, first: Request, labels: Tensor, class_max: Tensor | None, sent: bool) -> Parts:
         """What the local builder makes, in the dtype that was asked for; in fresh memory if it is `sent` from there."""
-        batch: dict[str, Any] = {"class_max": class_max}
-        if first.spacing is not None:
-            rows = first.spacing if first.has_rows_of_spacing else [first.spacing] * len(labels)
-            batch["spacing"] = torch.tensor(rows, dtype=torch.float64).reshape(len(labels), len(first.shape) - 1)
+        batch = {"class_max": class_max, "spacing": torch.tensor(first.spacing or (), dtype=torch.float64)}
         shape = (len(labels), *first.answer_shape[1:])
         out = None if sent else self._memory(math.prod(shape)).view(shape)
-        found = _builder(_settings_only(first), self.threads).of_batch(batch, labels, out)
+        found = _builder(msgspec.msgpack.encode(first.settings), self.threads).of_batch(batch, labels, out)
         values, background, counts = _parts(found)
         return _on_host(_encoded(values, first.answer)), background, counts
 
@@ -170,23 +170,6 @@ class Launcher:
         dtype = getattr(torch, labels.unpacked_dtype(first.dtype))
         whole = self._staging[:size].view(dtype).view(images, *first.shape[1:])
         return whole.to(self.device)  # waits: the buffer is written over for the next launch
-
-
-def _settings_only(request: Request) -> Request:
-    """The request without what differs between those of one launch, so that its builder is found again."""
-    return Request(
-        0,
-        request.family,
-        (1, *request.shape[1:]),
-        request.dtype,
-        request.num_classes,
-        request.answer,
-        None if request.spacing is None else (),
-        request.ignore_index,
-        request.black_border,
-        request.options,
-        request.class_max,
-    )
 
 
 def _class_max(asked: Asked) -> Tensor:
@@ -227,6 +210,6 @@ def _told(error: Exception) -> tuple[str, str]:
     """What a client hears of an error. Ours say what was wrong with the request; others could tell of this machine."""
     for kind in (ValueError, TypeError):
         if type(error) is kind:
-            return kind.__name__, str(error)
+            return kind.__name__, str(error)[:LONGEST_TEXT]
     logs.event(logging.ERROR, "launch failed", exc_info=error)
     return "RuntimeError", "the map could not be built"

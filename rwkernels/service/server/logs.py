@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import datetime
 import json
 import logging
 import os
 import queue
 import secrets
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TextIO
@@ -21,11 +21,13 @@ _LAST_LINES = 1.0
 class JsonFormatter(logging.Formatter):
     """A record as one line of JSON: time (UTC), level, event and the fields that came with it."""
 
+    converter = staticmethod(time.gmtime)
+    default_time_format, default_msec_format = "%Y-%m-%dT%H:%M:%S", "%s.%03dZ"
+
     def format(self, record: logging.LogRecord) -> str:
         """See `logging.Formatter`."""
-        when = datetime.datetime.fromtimestamp(record.created, datetime.timezone.utc)
         line: dict[str, Any] = {
-            "time": when.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            "time": self.formatTime(record),
             "level": record.levelname.lower(),
             "event": record.getMessage(),
         }

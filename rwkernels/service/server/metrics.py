@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from socket import AF_INET6
+from collections.abc import Callable, Iterable
+from typing import Any
 
-from rwkernels.service.extras import needs
-
-with needs("prometheus_client"):
-    from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-    from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, make_wsgi_app, start_http_server
 
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
@@ -50,10 +44,6 @@ class Metrics:
         self.shared_bytes = Gauge(f"{name}_shared_bytes", "Memory that clients read answers from", registry=registry)
         self.ready = Gauge(f"{name}_ready", "1 while new requests are taken", registry=registry)
 
-    def text(self) -> bytes:
-        """Prometheus' text format."""
-        return bytes(generate_latest(self.registry))
-
 
 class Monitor:
     """Answers `/metrics`, `/live` and `/ready` over HTTP, in threads of its own.
@@ -64,43 +54,31 @@ class Monitor:
     def __init__(
         self, host: str, port: int, metrics: Metrics, live: Callable[[], bool], ready: Callable[[], bool]
     ) -> None:
-        class Handler(_Handler):
-            pages = {  # noqa: RUF012 - one class for each monitor
-                "/metrics": lambda: (True, metrics.text(), CONTENT_TYPE_LATEST),
-                "/live": lambda: (live(), b"live\n" if live() else b"dead\n", "text/plain"),
-                "/ready": lambda: (ready(), b"ready\n" if ready() else b"not ready\n", "text/plain"),
-            }
+        figures: Callable[..., Iterable[bytes]] = make_wsgi_app(metrics.registry)
+        pages = {"/live": (live, b"live\n", b"dead\n"), "/ready": (ready, b"ready\n", b"not ready\n")}
 
-        class Server(ThreadingHTTPServer):
-            address_family = AF_INET6 if ":" in host else ThreadingHTTPServer.address_family
-            daemon_threads = True
+        def answer(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+            path = environ["PATH_INFO"]
+            if path == "/metrics":
+                return figures(environ, start_response)
+            if path in pages:
+                asked, good, bad = pages[path]
+                status, body = ("200 OK", good) if asked() else ("503 Service Unavailable", bad)
+            else:
+                status, body = "404 Not Found", b"not found\n"
+            start_response(status, [("Content-Type", "text/plain"), ("Content-Length", str(len(body)))])
+            return [body]
 
-        self._server = Server((host.strip("[]"), port), Handler)
-        self.port: int = self._server.server_address[1]
-        self._thread = threading.Thread(target=self._server.serve_forever, name="rwkernels-monitor", daemon=True)
-        self._thread.start()
+        self._server, self._thread = start_http_server(port, host.strip("[]"), metrics.registry)
+        self._server.set_app(answer)
+        handler: Any = self._server.RequestHandlerClass
+        self._server.RequestHandlerClass = type(
+            handler.__name__, (handler,), {"timeout": 5}
+        )  # for those who say nothing
+        self.port: int = self._server.server_port
 
     def close(self) -> None:
         """Stops answering."""
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
-
-
-class _Handler(BaseHTTPRequestHandler):
-    pages: dict[str, Callable[[], tuple[bool, bytes, str]]]
-    timeout = 5
-    server_version = "rwkernels"
-    sys_version = ""
-
-    def do_GET(self) -> None:
-        page = self.pages.get(self.path.partition("?")[0])
-        good, body, kind = page() if page else (False, b"not found\n", "text/plain")
-        self.send_response(200 if good else 503 if page else 404)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *args: object) -> None:
-        """Scrapes are no events."""

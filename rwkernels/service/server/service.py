@@ -7,29 +7,26 @@ import logging
 import time
 from typing import Any
 
+import grpc
 import torch
 
 from rwkernels import checks
-from rwkernels.service.extras import needs
 from rwkernels.service.server import logs
 from rwkernels.service.server.admission import Admission
 from rwkernels.service.server.batching import Batcher
 from rwkernels.service.server.launches import Launcher
+from rwkernels.service.server.memory import Room
 from rwkernels.service.server.metrics import Metrics
 from rwkernels.service.server.stream import Ended, Shared, Stream
-from rwkernels.service.wire import flight, security
+from rwkernels.service.wire import messages, security
 from rwkernels.service.wire.limits import ENVELOPE_BYTES, Limits
-from rwkernels.service.wire.memory import Room
 from rwkernels.service.wire.security import Certificates, Tokens
-
-with needs("grpc", "grpcio"):
-    import grpc
 
 _BUSY = "the service is busy, come again"
 
 
 class MapService:
-    """Answers Flight's DoExchange with maps. `start`, `drain` and `stop` are called in one asyncio loop.
+    """Answers streams of requests with maps. `start`, `drain` and `stop` are called in one asyncio loop.
 
     Args:
         host: Where to listen. Anything but a loopback address needs certificates and tokens, unless forced.
@@ -94,7 +91,7 @@ class MapService:
         self._server = grpc.aio.server(
             options=_channel_options(self.limits), compression=grpc.Compression.NoCompression
         )
-        service, _, method = flight.EXCHANGE[1:].partition("/")
+        service, _, method = messages.METHOD[1:].partition("/")
         handler = grpc.stream_stream_rpc_method_handler(self._exchange)  # bytes in, bytes out
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, {method: handler}),))
         where = f"{security.address(self._host)}:{self.port}"

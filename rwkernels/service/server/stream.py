@@ -10,22 +10,18 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+import grpc
 import numpy as np
 
-from rwkernels.service.extras import needs
 from rwkernels.service.server import logs
 from rwkernels.service.server.admission import Admission
 from rwkernels.service.server.batching import Batcher, Job
 from rwkernels.service.server.launches import Built
+from rwkernels.service.server.memory import Room, Slots
 from rwkernels.service.server.metrics import Metrics
-from rwkernels.service.wire import flight, messages
-from rwkernels.service.wire.fields import MalformedError, RefusedError
+from rwkernels.service.wire import messages
 from rwkernels.service.wire.limits import Limits
-from rwkernels.service.wire.memory import Room, Slots
-from rwkernels.service.wire.messages import Answer
-
-with needs("grpc", "grpcio"):
-    import grpc
+from rwkernels.service.wire.messages import Answer, MalformedError, RefusedError
 
 _NOTHING = np.empty(0, np.uint8)
 _SHUTDOWN = "the service is shutting down"
@@ -122,7 +118,6 @@ class Stream:
             self._ordered.put_nowait(end)
 
     async def _read_all(self) -> None:
-        asked = False
         while True:
             if self._shared.draining.is_set():
                 self._end(_LEAVE)
@@ -130,24 +125,15 @@ class Stream:
             message = await self._context.read()
             self._waits = False
             if message is grpc.aio.EOF:
-                if not asked and not self._leaving:
+                if self.messages == 0 and not self._leaving:
                     raise MalformedError("stream: expected a request, got none")
                 return
             if self._leaving:
                 continue  # the client hears, or has heard, that this is not taken
             received = self._last = time.monotonic()
             self._count(len(message))
-            data = flight.parse(message)
-            if data.command is None and self.messages == 1:
-                raise MalformedError("FlightDescriptor: expected one in the first message")
-            if data.command not in (None, messages.COMMAND):
-                raise MalformedError(f"FlightDescriptor: expected the command {messages.COMMAND.decode()}")
-            if data.metadata is not None and len(data.metadata) > 0:
-                asked = True
-                await self._take(data.metadata, received)
-            elif self.messages > 1:
-                raise MalformedError("app_metadata: expected a request")
-            del message, data
+            await self._take(memoryview(message), received)
+            del message
 
     @property
     def left(self) -> bool:
@@ -200,7 +186,7 @@ class Stream:
         limits = self._shared.limits
         self.messages += 1
         self._shared.metrics.received.inc(size)
-        if self.messages > limits.stream_messages + 1:  # the first may be the descriptor alone
+        if self.messages > limits.stream_messages:
             self._end_used_up("messages", limits.stream_messages)
         self._count_bytes(size)
 
@@ -214,14 +200,13 @@ class Stream:
         text = f"stream: expected at most {limit} {what}, open another"
         raise Ended(grpc.StatusCode.UNAVAILABLE, f"stream_{what}", text)
 
-    async def _take(self, metadata: memoryview, received: float) -> None:
+    async def _take(self, message: memoryview, received: float) -> None:
         """Checks and admits one request."""
-        header, payload = messages.split(metadata)
-        number = messages.identity(header)
+        header, payload = messages.split(message)
         try:
             request = messages.request(header, payload, self._shared.limits)
         except RefusedError as error:
-            await self._refuse(number, "ValueError", str(error))
+            await self._refuse(error.id, "ValueError", str(error))
             return
         if request.slot is not None and request.in_slot:
             left = self._slots.sent(request.slot, request.payload_bytes)
@@ -237,7 +222,7 @@ class Stream:
             self._share.release(size)
             if not isinstance(error, TimeoutError):
                 raise
-            await self._refuse(number, "Unavailable", "the service is busy, come again")
+            await self._refuse(request.id, "Unavailable", "the service is busy, come again")
             return
         slot = None
         if request.slot is not None and self._is_here:
@@ -258,11 +243,11 @@ class Stream:
         if isinstance(item, Ended):
             raise item
         if isinstance(item, Answer):
-            await self._write(flight.pack(messages.packed(item.header()), b""))
+            await self._write(messages.packed(item))
             self._left.set()
             return True
         answer, payload = await item.future if isinstance(item, Job) else item
-        message = flight.pack(messages.packed(answer.header()), payload)
+        message = b"".join((messages.packed(answer), payload))
         await self._write(message)
         self.answered += 1
         self._observe(item, answer, len(message))

@@ -9,8 +9,9 @@ from rwkernels import checks
 
 MIB = 1 << 20
 HEADER_BYTES = 64 << 10
-"""The largest header of a message. What is around it (descriptor, lengths) is far smaller."""
-ENVELOPE_BYTES = HEADER_BYTES + (4 << 10)
+"""The largest header of a message."""
+ENVELOPE_BYTES = HEADER_BYTES + 8
+"""What a message has beside its payload."""
 
 
 @dataclass(frozen=True)
@@ -63,14 +64,11 @@ class Limits:
                 checks.integer(field.name, value, lowest=0 if field.name == "shared_bytes" else 1)
             elif checks.number(field.name, value) <= 0:
                 raise ValueError(f"{field.name}: expected a positive number of seconds, got {value}")
-        if self.request_bytes > (1 << 31) - 1 - ENVELOPE_BYTES:
-            raise ValueError(
-                f"request_bytes: expected less than 2 GiB, which no message exceeds, got {self.request_bytes}"
-            )
-        if self.answer_bytes > (1 << 31) - 1 - ENVELOPE_BYTES:
-            raise ValueError(
-                f"answer_bytes: expected less than 2 GiB, which no message exceeds, got {self.answer_bytes}"
-            )
+        for name in ("request_bytes", "answer_bytes"):
+            if getattr(self, name) > (1 << 31) - 1 - ENVELOPE_BYTES:
+                raise ValueError(
+                    f"{name}: expected less than 2 GiB, which no message exceeds, got {getattr(self, name)}"
+                )
         if self.admitted_bytes < self.request_bytes + self.answer_bytes:
             raise ValueError(
                 f"admitted_bytes: expected room for one request and its answer, {self.request_bytes} + "

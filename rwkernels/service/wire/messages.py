@@ -10,19 +10,20 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, NoReturn
+from collections.abc import Collection, Mapping
+from typing import Annotated, Any, NoReturn, TypeVar
+
+import msgspec
+from msgspec import Meta, Struct
 
 from rwkernels.maps.families import FAMILIES, MEASURED
-from rwkernels.service.wire import fields, labels
-from rwkernels.service.wire.fields import MalformedError
+from rwkernels.service.wire import labels
 from rwkernels.service.wire.limits import HEADER_BYTES, Limits
 from rwkernels.service.wire.memory import SLOTS, Place
 
-COMMAND = b"rwkernels.maps/2"
-"""The descriptor's command of the Flight call: which service, and which version of its messages."""
-VERSION = 2
+VERSION = 3
+METHOD = f"/rwkernels.v{VERSION}.Maps/Exchange"
+"""gRPC's name of the call: a stream of requests, and one of their answers."""
 _MAGIC = b"RWK1"
 _PREFIX = struct.Struct("<4sI")
 
@@ -37,12 +38,31 @@ _OPTIONS = {"constant": ("alpha", "beta"), "boundary": ("absent", "inside_offset
 CLOSING = "Closing"
 """Kind of the error that answers no request: none that follows on this stream is taken."""
 _ERRORS = ("TypeError", "ValueError", "RuntimeError", "Unavailable", CLOSING)
-_LONGEST_TEXT = 2000
+LONGEST_TEXT = 2000
+"""Characters of an error."""
+
+# Numbers beyond 1e300 are there by mistake.
+_Id = Annotated[int, Meta(ge=0, lt=2**53)]
+_Size = Annotated[int, Meta(ge=0)]
+_Number = Annotated[float, Meta(gt=-1e300, lt=1e300)]
+_Step = Annotated[float, Meta(gt=0, lt=1e300)]
+_Version = Annotated[int, Meta(ge=VERSION, le=VERSION)]
 
 
-@dataclass(frozen=True)
-class Request:
-    """Which map of which labels. Every field was checked.
+class MalformedError(ValueError):
+    """A message that is none of this protocol; its stream is not read further."""
+
+
+class RefusedError(ValueError):
+    """A well-formed request, of number `id`, that this service does not take."""
+
+    def __init__(self, number: int, text: str) -> None:
+        super().__init__(text)
+        self.id = number
+
+
+class Request(Struct, frozen=True):
+    """Which map of which labels.
 
     Attributes:
         id: The client's number for the request, which the answer repeats.
@@ -51,28 +71,30 @@ class Request:
         dtype: Of the labels, little endian; those of less than a byte are packed (`rwkernels.service.wire.labels`).
         num_classes: Number of classes K.
         answer: dtype of the answer: codes (`uint8`, `uint16`) or values.
-        spacing: One number per spatial axis, or a row of them for each image, or None.
+        spacing: A row of one number per spatial axis for all images, or one row for each, or None.
         ignore_index: Label of pixels that do not count, or None.
         black_border: Count the outside of the image as another label.
         options: Further options of the family.
         class_max: Whether float32 `[B, K]` follows the labels: the largest distances to divide by.
         slot: Of the stream, whose memory the client can read and has no more need of (`rwkernels.service.wire.memory`).
         in_slot: Whether what else follows the header lies there.
+        version: Of the protocol.
     """
 
-    id: int
+    id: _Id
     family: str
-    shape: tuple[int, ...]
+    shape: Annotated[tuple[_Size, ...], Meta(min_length=2, max_length=4)]
     dtype: str
-    num_classes: int
+    num_classes: Annotated[int, Meta(ge=1, lt=2**31)]
     answer: str
-    spacing: tuple[Any, ...] | None = None
-    ignore_index: int | None = None
+    spacing: tuple[tuple[_Step, ...], ...] | None = None
+    ignore_index: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
     black_border: bool = False
-    options: tuple[tuple[str, float], ...] = ()
+    options: dict[str, _Number] = {}
     class_max: bool = False
-    slot: int | None = None
+    slot: Annotated[int, Meta(ge=0, lt=SLOTS)] | None = None
     in_slot: bool = False
+    version: _Version = VERSION
 
     @property
     def label_bytes(self) -> int:
@@ -107,48 +129,23 @@ class Request:
         return 4 * (math.prod(self.answer_shape) + self.shape[0] * self.num_classes)
 
     @property
-    def settings(self) -> tuple[Any, ...]:
+    def settings(self) -> Request:
         """What decides how a map is made; requests that agree in it can be made in one launch."""
-        return (
-            self.family,
-            self.shape[1:],
-            labels.unpacked_dtype(self.dtype),
-            self.num_classes,
-            self.answer,
-            self.spacing,
-            self.ignore_index,
-            self.black_border,
-            self.options,
-            self.class_max,
-        )
+        dtype = labels.unpacked_dtype(self.dtype)
+        return msgspec.structs.replace(self, id=0, shape=(0, *self.shape[1:]), dtype=dtype, slot=None, in_slot=False)
 
     @property
     def has_rows_of_spacing(self) -> bool:
         """Whether images have a spacing each."""
-        return self.spacing is not None and isinstance(self.spacing[0], tuple)
+        return self.spacing is not None and len(self.spacing) > 1
 
-    def header(self) -> dict[str, Any]:
-        """The fields as they are sent."""
-        return {
-            "version": VERSION,
-            "id": self.id,
-            "family": self.family,
-            "shape": list(self.shape),
-            "dtype": self.dtype,
-            "num_classes": self.num_classes,
-            "answer": self.answer,
-            "spacing": self.spacing,
-            "ignore_index": self.ignore_index,
-            "black_border": self.black_border,
-            "options": dict(self.options),
-            "class_max": self.class_max,
-            "slot": self.slot,
-            "in_slot": self.in_slot,
-        }
+    @property
+    def common_spacing(self) -> tuple[float, ...] | None:
+        """The spacing of all images, unless they have none or one each."""
+        return None if self.spacing is None or len(self.spacing) > 1 else self.spacing[0]
 
 
-@dataclass(frozen=True)
-class Answer:
+class Answer(Struct, frozen=True):
     """The answer to a request: a map, or an error.
 
     Attributes:
@@ -158,36 +155,27 @@ class Answer:
         background: Value at every other class; None for a dense map.
         image_count: Pixels of every image that count, or None where all do.
         memory: Where the map is, if not in the payload.
-        error: Kind and text of an error, or None. The other fields are then empty.
+        error: Kind (`TypeError`, `ValueError`, `RuntimeError`, `Unavailable` or `CLOSING`) and text.
+        version: Of the protocol.
     """
 
-    id: int
-    shape: tuple[int, ...] = ()
+    id: _Id
+    shape: tuple[_Size, ...] = ()
     dtype: str = ""
-    background: float | None = None
-    image_count: tuple[int, ...] | None = None
+    background: _Number | None = None
+    image_count: tuple[_Size, ...] | None = None
     memory: Place | None = None
-    error: tuple[str, str] | None = None
-
-    def header(self) -> dict[str, Any]:
-        """The fields as they are sent."""
-        if self.error is not None:
-            kind, text = self.error
-            return {"version": VERSION, "id": self.id, "error": {"kind": kind, "text": text[:_LONGEST_TEXT]}}
-        return {
-            "version": VERSION,
-            "id": self.id,
-            "shape": list(self.shape),
-            "dtype": self.dtype,
-            "background": self.background,
-            "image_count": self.image_count,
-            "memory": None if self.memory is None else self.memory.header(),
-        }
+    error: tuple[str, Annotated[str, Meta(max_length=LONGEST_TEXT)]] | None = None
+    version: _Version = VERSION
 
 
-def packed(header: Mapping[str, Any]) -> bytes:
-    """The start of a message; its payload follows, at a multiple of 16 bytes."""
-    text = _ENCODER.encode(header).encode()
+def packed(header: Request | Answer) -> bytes:
+    """The start of a message: the payload follows it. Its length is a multiple of 16, so that codes lie aligned.
+
+    Raises:
+        ValueError: The header is too long.
+    """
+    text = msgspec.json.encode(header)
     text += b" " * (-(_PREFIX.size + len(text)) % 16)
     if len(text) > HEADER_BYTES:
         raise ValueError(f"header: expected at most {HEADER_BYTES} bytes, got {len(text)} (fewer images in one call)")
@@ -195,7 +183,7 @@ def packed(header: Mapping[str, Any]) -> bytes:
 
 
 def split(message: memoryview) -> tuple[dict[str, Any], memoryview]:
-    """Header and payload of a message. Nothing is copied but the header.
+    """Header and payload of a message, without copying the payload.
 
     Raises:
         MalformedError: This is no message.
@@ -227,20 +215,26 @@ def _no_constant(name: str) -> NoReturn:
     raise ValueError(name)
 
 
-_ENCODER = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
+# msgspec's own decoder takes the last of repeated keys.
 _DECODER = json.JSONDecoder(object_pairs_hook=_without_repeats, parse_constant=_no_constant)
 
-_REQUEST_KEYS = frozenset(Request(0, "", (1,), "uint8", 1, "uint8").header())
-_ANSWER_KEYS = frozenset(Answer(0).header())
-_ERROR_KEYS = frozenset(("version", "id", "error"))
+_Header = TypeVar("_Header", Request, Answer)
 
 
-def identity(header: Mapping[str, Any]) -> int:
-    """The number of the request or answer, once its version and number were checked."""
-    version = header.get("version")
-    if type(version) is not int or version != VERSION:
-        raise MalformedError(f"version: expected {VERSION}")
-    return fields.integer(header, "id", 0, 2**53)
+def _read(header: Mapping[str, Any], kind: type[_Header]) -> _Header:
+    """The header as a structure whose fields have the right types and bounds; no key is missing, and none unknown."""
+    if header.keys() != set(kind.__struct_fields__):
+        raise MalformedError(f"header: expected the keys {', '.join(kind.__struct_fields__)}")
+    try:
+        return msgspec.convert(header, kind)
+    except msgspec.ValidationError as error:
+        text, _, place = str(error).replace("`", "").partition(" - at $.")
+        raise MalformedError(f"{place or 'header'}: {text[0].lower()}{text[1:]}") from None
+
+
+def _one_of(name: str, value: str, options: Collection[str]) -> None:
+    if value not in options:
+        raise MalformedError(f"{name}: expected one of {', '.join(options)}, got {value[:40]!r}")
 
 
 def request(header: Mapping[str, Any], payload: memoryview, limits: Limits) -> Request:
@@ -248,44 +242,35 @@ def request(header: Mapping[str, Any], payload: memoryview, limits: Limits) -> R
 
     Raises:
         MalformedError: Keys, types or lengths are wrong.
-        fields.RefusedError: The request is too large for this service.
+        RefusedError: The request is too large for this service.
     """
-    number = identity(header)
-    fields.keys(header, _REQUEST_KEYS)
-    family = fields.choice(header, "family", tuple(FAMILIES))
-    shape = header["shape"]
-    if not isinstance(shape, list) or not 2 <= len(shape) <= 4 or not all(type(size) is int for size in shape):
-        raise MalformedError("shape: expected [B, *S], integers, with one to three spatial axes")
-    if min(shape) < 0:
-        raise MalformedError("shape: expected no negative sizes")
-    fields.at_most("shape[0]", shape[0], limits.images, "images")
-    fields.at_most("shape", max(shape[1:]), limits.axis, "pixels along an axis")
-    num_classes = fields.integer(header, "num_classes", 1, 2**31)
-    fields.at_most("num_classes", num_classes, limits.classes, "classes")
-    ignore_index = header["ignore_index"]
-    if ignore_index is not None:
-        ignore_index = fields.integer(header, "ignore_index", -(2**63), 2**63)
-    found = Request(
-        id=number,
-        family=family,
-        shape=tuple(shape),
-        dtype=fields.choice(header, "dtype", tuple(labels.BITS)),
-        num_classes=num_classes,
-        answer=fields.choice(header, "answer", _ANSWERS[family]),
-        spacing=_spacing(header["spacing"], family, shape),
-        ignore_index=ignore_index,
-        black_border=fields.flag(header, "black_border"),
-        options=_options(header["options"], family),
-        class_max=fields.flag(header, "class_max"),
-        slot=None if header["slot"] is None else fields.integer(header, "slot", 0, SLOTS),
-        in_slot=fields.flag(header, "in_slot"),
-    )
-    if found.class_max and family != "rectified":
+    found = _read(header, Request)
+    _one_of("family", found.family, FAMILIES)
+    _one_of("dtype", found.dtype, labels.BITS)
+    _one_of("answer", found.answer, _ANSWERS[found.family])
+    for name in found.options:
+        _one_of("options", name, _OPTIONS.get(found.family, ()))
+    if found.class_max and found.family != "rectified":
         raise MalformedError('class_max: expected none but for "rectified" maps')
-    if found.black_border and family not in MEASURED:
-        raise MalformedError("black_border: expected false for a map without distances")
-    fields.at_most("labels", max(found.payload_bytes, found.label_bytes), limits.request_bytes, "bytes")
-    fields.at_most("map", max(found.answer_bytes, found.built_bytes), limits.answer_bytes, "bytes")
+    if found.family not in MEASURED and (found.black_border or found.spacing is not None):
+        raise MalformedError("spacing, black_border: expected null and false for a map without distances")
+    if found.spacing is not None:
+        images, *axes = found.shape
+        if len(found.spacing) not in (1, max(images, 1)) or any(len(row) != len(axes) for row in found.spacing):
+            raise MalformedError(
+                f"spacing: expected a row of {len(axes)} numbers for all or for each of {images} images"
+            )
+    for name, value, limit, what in (
+        ("shape[0]", found.shape[0], limits.images, "images"),
+        ("shape", max(found.shape[1:]), limits.axis, "pixels along an axis"),
+        ("num_classes", found.num_classes, limits.classes, "classes"),
+        ("labels", max(found.payload_bytes, found.label_bytes), limits.request_bytes, "bytes"),
+        ("map", max(found.answer_bytes, found.built_bytes), limits.answer_bytes, "bytes"),
+    ):
+        if value > limit:
+            raise RefusedError(
+                found.id, f"{name}: expected at most {limit} {what} (a limit of the service), got {value}"
+            )
     if found.in_slot and found.slot is None:
         raise MalformedError("in_slot: expected false without a slot")
     expected = 0 if found.in_slot else found.payload_bytes
@@ -294,76 +279,33 @@ def request(header: Mapping[str, Any], payload: memoryview, limits: Limits) -> R
     return found
 
 
-def _error(header: Mapping[str, Any]) -> tuple[str, str]:
-    """Kind and text of the error in the header of an answer."""
-    fields.keys(header, _ERROR_KEYS)
-    error = header["error"]
-    if not isinstance(error, dict) or error.keys() != {"kind", "text"} or not isinstance(error["text"], str):
-        raise MalformedError("error: expected its kind and text")
-    return fields.choice(error, "kind", _ERRORS), error["text"][:_LONGEST_TEXT]
-
-
 def answer(header: Mapping[str, Any], payload: memoryview, asked: Request) -> Answer:
     """The answer to `asked` in a message.
 
     Raises:
         MalformedError: It is no answer to that.
     """
-    number = identity(header)
-    error = _error(header) if "error" in header else None
-    if number != asked.id and (error is None or error[0] != CLOSING):
-        raise MalformedError(f"id: expected {asked.id}, got {number}")
-    if error is not None:
-        return Answer(number, error=error)
-    fields.keys(header, _ANSWER_KEYS)
-    shape, background, count = (header[name] for name in ("shape", "background", "image_count"))
-    if not isinstance(shape, list) or shape != list(asked.answer_shape):
-        raise MalformedError(f"shape: expected {list(asked.answer_shape)}")
-    if header["dtype"] != asked.answer:
-        raise MalformedError(f"dtype: expected {asked.answer}")
-    memory = None if header["memory"] is None else Place.read(header["memory"])
-    if header["memory"] is not None and (memory is None or asked.slot is None):
+    found = _read(header, Answer)
+    kind = None if found.error is None else found.error[0]
+    if found.id != asked.id and kind != CLOSING:
+        raise MalformedError(f"id: expected {asked.id}, got {found.id}")
+    if kind is not None:
+        _one_of("error", kind, _ERRORS)
+        return found
+    if found.shape != asked.answer_shape:
+        raise MalformedError(f"shape: expected {list(asked.answer_shape)}, got {list(found.shape)}")
+    if found.dtype != asked.answer:
+        raise MalformedError(f"dtype: expected {asked.answer}, got {found.dtype[:40]!r}")
+    if found.memory is not None and asked.slot is None:
         raise MalformedError("memory: expected null, or where the memory of a slot is")
-    expected = asked.answer_bytes if memory is None else 0
+    expected = asked.answer_bytes if found.memory is None else 0
     if len(payload) != expected:
         raise MalformedError(f"payload: expected {expected} bytes, got {len(payload)}")
-    dense = asked.family == "boundary"
-    if (background is None) != dense or not (dense or fields.is_number(background)):
+    if (found.background is None) != (asked.family == "boundary"):
         raise MalformedError("background: expected a number for a compact map, null for a dense one")
-    if count is not None:
-        pixels = math.prod(asked.shape[1:])
-        if not isinstance(count, list) or len(count) != asked.shape[0]:
+    if found.image_count is not None:
+        if len(found.image_count) != asked.shape[0]:
             raise MalformedError("image_count: expected one number for each image")
-        if not all(type(value) is int and 0 <= value <= pixels for value in count):
+        if max(found.image_count, default=0) > math.prod(asked.shape[1:]):
             raise MalformedError("image_count: expected numbers of pixels")
-        count = tuple(count)
-    return Answer(number, tuple(shape), asked.answer, None if dense else float(background), count, memory)
-
-
-def _spacing(value: Any, family: str, shape: list[int]) -> tuple[Any, ...] | None:
-    """None, one number per axis, or as many for each image, as tuples."""
-    if value is None:
-        return None
-    if family not in MEASURED:
-        raise MalformedError("spacing: expected null for a map without distances")
-    axes = len(shape) - 1
-    rows = value if isinstance(value, list) and value and isinstance(value[0], list) else [value]
-    if any(
-        not isinstance(row, list) or len(row) != axes or not all(fields.is_number(step) and step > 0 for step in row)
-        for row in rows
-    ):
-        raise MalformedError(f"spacing: expected {axes} positive numbers, or as many for each image")
-    found = tuple(tuple(map(float, row)) for row in rows)
-    if rows is not value:
-        return found[0]
-    if len(found) != shape[0]:
-        raise MalformedError(f"spacing: expected a row for each of {shape[0]} images, got {len(found)}")
     return found
-
-
-def _options(value: Any, family: str) -> tuple[tuple[str, float], ...]:
-    if not isinstance(value, dict) or not value.keys() <= set(_OPTIONS.get(family, ())):
-        raise MalformedError(f"options: expected an object with options of the family {family}")
-    if not all(fields.is_number(number) for number in value.values()):
-        raise MalformedError("options: expected numbers")
-    return tuple(sorted((name, float(number)) for name, number in value.items()))

@@ -16,22 +16,6 @@ SHORTEST_TOKEN = 16
 _LARGEST_FILE = 1 << 20
 
 
-class Secret:
-    """A text that no `repr`, traceback or log shows."""
-
-    __slots__ = ("_text",)
-
-    def __init__(self, text: str) -> None:
-        self._text = text
-
-    def reveal(self) -> str:
-        """The text."""
-        return self._text
-
-    def __repr__(self) -> str:
-        return "Secret(...)"
-
-
 class Tokens:
     """The tokens that a service takes; several, so that one can be replaced while clients still use the other."""
 
@@ -101,9 +85,9 @@ def read_file(name: str, path: str | os.PathLike[str]) -> bytes:
     return found
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Certificates:
-    """PEM files of a service.
+    """PEM files of a service; what prints it shows none of them.
 
     Attributes:
         certificate: Chain of certificates of the service.
@@ -114,9 +98,6 @@ class Certificates:
     certificate: bytes
     key: bytes
     client_roots: bytes | None = None
-
-    def __repr__(self) -> str:
-        return "Certificates(...)"
 
     @classmethod
     def read(cls, certificate: str | Path, key: str | Path, client_roots: str | Path | None = None) -> Certificates:
