@@ -137,8 +137,8 @@ def _keep_memory() -> None:
 
 
 def _service(parsed: argparse.Namespace) -> MapService:
-    from rwkernels.service import MapService
     from rwkernels.service.server import logs
+    from rwkernels.service.server.service import MapService
     from rwkernels.service.wire import security
     from rwkernels.service.wire.limits import Limits
 
