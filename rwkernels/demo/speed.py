@@ -5,13 +5,17 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
-from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
 import rwkernels as rw
+from rwkernels.bench.losses import plain_loss
+from rwkernels.bench.names import SCIPY
+from rwkernels.bench.peers import CPU_LIBRARIES
+from rwkernels.bench.steps import class_map
 from rwkernels.demo.training import Settings, batches, build_network, timed_loss
 from rwkernels.experiments.mni152 import Slices
 
@@ -40,36 +44,16 @@ def measure(slices: Slices, settings: Settings, device: torch.device) -> list[Sp
     with torch.no_grad():
         inputs = [(network(images), labels) for images, labels in next(batches(slices.train, settings))]
     return [
-        _compare("RRW", usual_rectified_loss, rw.RegionWiseLoss("rectified"), inputs),
-        _compare("RW-Boundary", usual_boundary_loss, rw.BoundaryLoss(), inputs),
+        _compare("RRW", partial(usual_loss, "rectified"), rw.RegionWiseLoss("rectified"), inputs),
+        _compare("RW-Boundary", partial(usual_loss, "boundary"), rw.BoundaryLoss(), inputs),
     ]
 
 
-def usual_rectified_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """RRW loss (Eq. 1 and 4) the usual way: one SciPy transform per image and class, then eager PyTorch."""
-    maps = np.ones(logits.shape, np.float32)
-    for channels, image in zip(maps, labels.cpu().numpy(), strict=True):
-        for k, channel in enumerate(channels):
-            inside = image == k
-            if inside.any():
-                distance = distance_transform_edt(inside)
-                channel[inside] = -distance[inside] / distance.max()
-    return _eager_loss(logits, maps)
-
-
-def usual_boundary_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """RW-Boundary loss (Eq. 1 and 3) the usual way: two SciPy transforms per image and class."""
-    maps = np.zeros(logits.shape, np.float32)
-    for channels, image in zip(maps, labels.cpu().numpy(), strict=True):
-        for k, channel in enumerate(channels):
-            inside = image == k
-            if inside.any():
-                channel[...] = distance_transform_edt(~inside) - distance_transform_edt(inside)
-    return _eager_loss(logits, maps)
-
-
-def _eager_loss(logits: Tensor, maps: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> Tensor:
-    return (logits.softmax(dim=1) * torch.from_numpy(maps).to(logits.device)).mean()
+def usual_loss(family: str, logits: Tensor, labels: Tensor) -> Tensor:
+    """The loss (Eq. 1, with the map of Eq. 3 or 4) the usual way: SciPy per image and class, then eager PyTorch."""
+    scipy, num_classes = CPU_LIBRARIES[SCIPY], logits.shape[1]
+    maps = [class_map(scipy, image, num_classes, family, None) for image in labels.cpu()]
+    return plain_loss(logits, torch.from_numpy(np.stack(maps)).to(logits.device))
 
 
 def _compare(

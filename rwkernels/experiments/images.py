@@ -50,15 +50,6 @@ class Part:
             start = stop
         return found
 
-    def take(self, index: list[int]) -> Part:
-        """Some of the slices."""
-        return Part(
-            self.images[index],
-            self.labels[index],
-            tuple(self.cases[i] for i in index),
-            tuple(self.spacing[i] for i in index),
-        )
-
 
 @dataclass(frozen=True)
 class Images:

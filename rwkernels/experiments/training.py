@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from typing import Any
@@ -91,16 +91,13 @@ def predict(network: nn.Module, images: Tensor, batch_size: int = 32) -> Tensor:
     return torch.cat([network(part).argmax(dim=1) for part in torch.split(images, batch_size)])
 
 
-def train(
-    run: Run, images: Images, device: torch.device | str = "cpu", progress: Callable[[int], None] | None = None
-) -> Result:
+def train(run: Run, images: Images, device: torch.device | str = "cpu") -> Result:
     """Trains and scores the run's network.
 
     Args:
         run: The configuration.
         images: Its data set.
         device: Where to train.
-        progress: Called with the number of finished epochs.
     """
     begin = time.perf_counter()
     setting = run.training
@@ -131,8 +128,6 @@ def train(
             result.epochs.append(epoch)
             scores = case_scores(predict(network, unseen), images.validation, images.num_classes, distances=False)[0]
             result.dice_per_epoch.append(torch.nanmean(torch.tensor(scores, dtype=torch.float64), dim=0).tolist())
-        if progress is not None:
-            progress(epoch)
         if result.diverged:
             break
     result.cases = [name for name, _ in images.validation.groups()]

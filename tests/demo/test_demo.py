@@ -6,6 +6,7 @@ import argparse
 import importlib.util
 import json
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -196,8 +197,8 @@ def test_the_usual_way_and_rwkernels_give_the_same_loss_and_gradient(slices: Sli
     labels = slices.train.labels[::7]
     logits = torch.randn(len(labels), 3, *labels.shape[1:], generator=torch.Generator().manual_seed(0))
     pairs = [
-        (speed.usual_rectified_loss, rw.RegionWiseLoss("rectified")),
-        (speed.usual_boundary_loss, rw.BoundaryLoss()),
+        (partial(speed.usual_loss, "rectified"), rw.RegionWiseLoss("rectified")),
+        (partial(speed.usual_loss, "boundary"), rw.BoundaryLoss()),
     ]
     for usual, fused in pairs:
         expected, expected_gradient, _ = training.timed_loss(usual, logits, labels)
