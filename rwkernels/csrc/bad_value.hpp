@@ -12,7 +12,9 @@ namespace rwk {
 class BadValue : public std::exception {
  public:
   BadValue(const char* argument_, std::int64_t index_)
-      : argument(argument_), index(index_), what_(std::string(argument_) + ": bad value at flat index " + std::to_string(index_)) {}
+      : argument(argument_),
+        index(index_),
+        what_(std::string(argument_) + ": bad value at flat index " + std::to_string(index_)) {}
   const char* what() const noexcept override { return what_.c_str(); }
 
   const char* const argument;

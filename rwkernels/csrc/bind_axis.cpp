@@ -24,8 +24,8 @@ void axis_pass(const MapProblem& problem, Address field, double unit, bool first
   require(first || n < std::numeric_limits<std::int32_t>::max(), "shape: expected fewer than 2^31 rows along an axis");
   require(unit > 0 && std::isfinite(unit), "unit: expected a positive finite number");
   if (problem.empty()) return;
-  const AxisPass pass{shape[0], n,     inner, pointer<float>(field), static_cast<float>(unit),
-                      first,    problem.black_border};
+  const AxisPass pass{shape[0], n, inner, pointer<float>(field), static_cast<float>(unit), first,
+                      problem.black_border};
   nb::gil_scoped_release release;
   const Encoded encoded = encode_for_equality(problem);
   active_distance_kernels().axis(encoded.codes, pass, problem.threads);
