@@ -58,7 +58,7 @@ def pairwise(**axes: Sequence[Any]) -> pytest.MarkDecorator:
     """Parametrises a test so that every two values of two arguments meet in some case, in about as few as that takes.
 
     Mistakes show at one value of an argument, or at two together: what the whole product adds is the same case again.
-    The values of `backend`, as in `CPU_BACKENDS`, go to the fixture of that name.
+    The values of `backend`, as in `CPU_BACKENDS`, and of `device` go to the fixtures of these names.
     """
     values = [[v if hasattr(v, "marks") else pytest.param(v, id=readable(v)) for v in axis] for axis in axes.values()]
     product = {
@@ -73,4 +73,6 @@ def pairwise(**axes: Sequence[Any]) -> pytest.MarkDecorator:
         marks = [mark for one in chosen for mark in one.marks]
         name = "-".join(one.id for one in chosen)
         cases.append(pytest.param(*[one.values[0] for one in chosen], id=name, marks=marks))
-    return pytest.mark.parametrize(tuple(axes), cases, indirect=["backend"] if "backend" in axes else False)
+    return pytest.mark.parametrize(
+        tuple(axes), cases, indirect=[name for name in axes if name in ("backend", "device")]
+    )

@@ -112,7 +112,7 @@ def test_the_interpreted_kernel_passes_tests_of_the_counts():
             "-k",
             chosen,
         ],
-        env={**os.environ, "TRITON_INTERPRET": "1", "RWKERNELS_BACKEND": "triton"},
+        env={**os.environ, "TRITON_INTERPRET": "1", "RWKERNELS_BACKEND": "triton", "PYTEST_ADDOPTS": ""},
         cwd=Path(__file__).parents[3],
         capture_output=True,
         text=True,
