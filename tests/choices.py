@@ -60,7 +60,7 @@ def pairwise(**axes: Sequence[Any]) -> pytest.MarkDecorator:
     Mistakes show at one value of an argument, or at two together: what the whole product adds is the same case again.
     The values of `backend`, as in `CPU_BACKENDS`, and of `device` go to the fixtures of these names.
     """
-    values = [[v if hasattr(v, "marks") else pytest.param(v, id=readable(v)) for v in axis] for axis in axes.values()]
+    values = [[v if hasattr(v, "marks") else pytest.param(v) for v in axis] for axis in axes.values()]
     product = {
         case: frozenset(itertools.combinations(enumerate(case), 2))
         for case in itertools.product(*(range(len(axis)) for axis in values))
@@ -71,7 +71,7 @@ def pairwise(**axes: Sequence[Any]) -> pytest.MarkDecorator:
         missing -= product[case]
         chosen = [axis[place] for axis, place in zip(values, case, strict=True)]
         marks = [mark for one in chosen for mark in one.marks]
-        name = "-".join(one.id for one in chosen)
+        name = "-".join(one.id or readable(one.values[0]) for one in chosen)
         cases.append(pytest.param(*[one.values[0] for one in chosen], id=name, marks=marks))
     return pytest.mark.parametrize(
         tuple(axes), cases, indirect=[name for name in axes if name in ("backend", "device")]
