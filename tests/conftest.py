@@ -106,7 +106,9 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
     Single files stay in this process, where a debugger and `-s` work and no worker has to start.
     """
     options = config.option
-    if not config.pluginmanager.hasplugin("xdist") or options.numprocesses is not None or options.usepdb:
+    if hasattr(config, "workerinput") or not config.pluginmanager.hasplugin("xdist"):
+        return  # a worker is never to start workers of its own
+    if options.numprocesses is not None or options.usepdb:
         return
     folders = any(Path(argument.partition("::")[0]).is_dir() for argument in config.args)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
