@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from choices import readable
 from torch import Tensor
 
 import rwkernels as rw
@@ -21,8 +22,10 @@ if os.environ.get("TRITON_INTERPRET") == "1":  # set by test_triton_interpreter.
     _BACKENDS.append("triton")
 on_cpu_backends = pytest.mark.parametrize("backend", _BACKENDS)
 FLOATS = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
-either_kind = pytest.mark.parametrize("kind", ["compact", "dense"])
-every_reduction = pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+KINDS = ["compact", "dense"]
+REDUCTIONS = ["mean", "sum", "none"]
+either_kind = pytest.mark.parametrize("kind", KINDS)
+every_reduction = pytest.mark.parametrize("reduction", REDUCTIONS)
 kept_or_recomputed = pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recomputed"])
 # Ways to lay out [B, K, H, W] in memory.
 LAYOUTS = {
@@ -36,15 +39,7 @@ LAYOUTS = {
     "unaligned": lambda x: torch.cat([x.new_zeros(1), x.flatten()])[1:].view(x.shape),
 }
 FAMILIES = ["rectified", "boundary", "active_contour", "constant"]
-
-
-def name(value: object) -> str:
-    """A readable id for a parameter."""
-    if isinstance(value, torch.dtype):
-        return str(value).removeprefix("torch.")
-    if isinstance(value, (tuple, list, torch.Size)):
-        return "x".join(map(str, value))
-    return str(value)
+name = readable  # of a parameter, as `ids=name`
 
 
 def generator(seed: int) -> torch.Generator:

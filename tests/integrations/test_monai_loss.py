@@ -1,11 +1,10 @@
 """The region-wise loss with MONAI's conventions, alone and inside the losses of this package."""
 
-import itertools
-
 import numpy as np
 import pytest
 import torch
-from loss_cases import FAMILIES, eager_loss, loss_and_gradient, random_labels, random_logits, written_out
+from choices import pairwise
+from loss_cases import FAMILIES, REDUCTIONS, eager_loss, loss_and_gradient, random_labels, random_logits, written_out
 from monai.data import MetaTensor
 from monai.losses import DeepSupervisionLoss, DiceLoss
 from samples import scene
@@ -50,12 +49,14 @@ def truth(logits, labels, family="rectified", ignore_index=None, **options):
     return eager_loss(logits.double(), dense, labels, ignore_index, **options)
 
 
-CONVENTIONS = list(itertools.product([False, True], [False, True], [False, True], ["mean", "sum", "none"]))
-
-
-@pytest.mark.parametrize(("to_onehot_y", "softmax", "include_background", "reduction"), CONVENTIONS)
-@pytest.mark.parametrize("ignore_index", [None, 255], ids=["none-ignored", "ignore255"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pairwise(
+    family=FAMILIES,
+    reduction=REDUCTIONS,
+    ignore_index=[None, 255],
+    to_onehot_y=[False, True],
+    softmax=[False, True],
+    include_background=[False, True],
+)
 def test_every_convention_of_monai_gives_the_loss_it_means(
     family, ignore_index, to_onehot_y, softmax, include_background, reduction
 ):

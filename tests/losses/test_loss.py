@@ -4,11 +4,14 @@ import warnings
 
 import pytest
 import torch
+from choices import pairwise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from loss_cases import (
     FLOATS,
+    KINDS,
     LAYOUTS,
+    REDUCTIONS,
     assert_like_eager,
     either_kind,
     every_reduction,
@@ -38,20 +41,20 @@ def test_any_number_of_classes_gives_the_loss_of_eager_pytorch(num_classes, kind
 
 
 @on_cpu_backends
-@either_kind
-@every_reduction
-@pytest.mark.parametrize("dtype", FLOATS, ids=name)
+@pairwise(kind=KINDS, reduction=REDUCTIONS, dtype=FLOATS)
 def test_every_dtype_and_reduction_gives_the_loss_of_eager_pytorch(dtype, reduction, kind, backend):
     assert_like_eager(make_case(kind, dtype=dtype, num_classes=5, shape=(7, 11)), reduction=reduction, backend=backend)
 
 
 @on_cpu_backends
-@either_kind
-@every_reduction
-@pytest.mark.parametrize("include_background", [True, False], ids=["all-channels", "without-channel-0"])
-@pytest.mark.parametrize("class_scale", [False, True], ids=["unscaled", "class-scale"])
-@pytest.mark.parametrize("ignore_index", [None, -7, 2, 255], ids=["none-ignored", "ignore-7", "ignore2", "ignore255"])
-def test_every_combination_of_options_gives_the_loss_of_eager_pytorch(
+@pairwise(
+    kind=KINDS,
+    reduction=REDUCTIONS,
+    include_background=[True, False],
+    class_scale=[False, True],
+    ignore_index=[None, -7, 2, 255],
+)
+def test_every_pair_of_options_gives_the_loss_of_eager_pytorch(
     ignore_index, class_scale, include_background, reduction, kind, backend
 ):
     case = make_case(kind, num_classes=4, ignore_index=ignore_index, class_scale=class_scale)
@@ -170,9 +173,7 @@ def test_labels_of_every_integer_dtype_give_the_same_loss(label_dtype, backend):
 
 
 @on_cpu_backends
-@pytest.mark.parametrize("map_dtype", FLOATS, ids=name)
-@pytest.mark.parametrize("logits_dtype", [torch.float32, torch.float64, torch.bfloat16], ids=name)
-@either_kind
+@pairwise(kind=KINDS, logits_dtype=[torch.float32, torch.float64, torch.bfloat16], map_dtype=FLOATS)
 def test_map_and_logits_may_have_different_dtypes(kind, logits_dtype, map_dtype, backend):
     case = make_case(kind, dtype=logits_dtype, background="pixel")
     case.maps = case.maps.to(map_dtype)
@@ -250,9 +251,7 @@ def forced_isa(request):
 
 
 @pytest.mark.parametrize("forced_isa", _instruction_sets(), indirect=True)
-@pytest.mark.parametrize("dtype", FLOATS, ids=name)
-@either_kind
-@pytest.mark.parametrize("layout", ["contiguous", "channels-last", "class-slice"])
+@pairwise(layout=["contiguous", "channels-last", "class-slice"], kind=KINDS, dtype=FLOATS)
 def test_every_instruction_set_gives_the_loss_of_eager_pytorch(layout, kind, dtype, forced_isa):
     for num_classes, reduction in ((2, "none"), (4, "mean"), (17, "mean")):
         case = make_case(kind, num_classes=num_classes, shape=(5, 131), dtype=dtype, ignore_index=-1)

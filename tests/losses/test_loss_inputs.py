@@ -4,17 +4,18 @@ import math
 
 import pytest
 import torch
+from choices import pairwise
 from loss_cases import (
     FLOATS,
+    KINDS,
     LAYOUTS,
+    REDUCTIONS,
     MetaLike,
     assert_like_eager,
     eager_loss,
     either_kind,
-    every_reduction,
     loss_and_gradient,
     make_case,
-    name,
     needs_native,
     on_cpu_backends,
     random_labels,
@@ -28,9 +29,7 @@ import rwkernels as rw
 
 
 @on_cpu_backends
-@either_kind
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=name)
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pairwise(kind=KINDS, layout=list(LAYOUTS), dtype=[torch.float32, torch.bfloat16])
 def test_logits_of_any_layout_give_the_same_loss(layout, dtype, kind, backend):
     case = make_case(kind, num_classes=5, shape=(6, 35), dtype=dtype, ignore_index=-1)
     relaid = LAYOUTS[layout](case.logits)
@@ -110,10 +109,7 @@ def test_channels_more_than_two_to_the_31_elements_apart_are_found():
 
 
 @on_cpu_backends
-@either_kind
-@every_reduction
-@pytest.mark.parametrize("ignore_index", [-1, 1, 255], ids=lambda i: f"ignore{i}")
-@pytest.mark.parametrize("junk", [math.nan, math.inf, -math.inf], ids=str)
+@pairwise(kind=KINDS, reduction=REDUCTIONS, ignore_index=[-1, 1, 255], junk=[math.nan, math.inf, -math.inf])
 def test_logits_of_ignored_pixels_are_never_read(junk, ignore_index, reduction, kind, backend):
     case = make_case(kind, ignore_index=ignore_index, shape=(5, 17))
     ignored = (case.labels == ignore_index).unsqueeze(1).expand_as(case.logits)
@@ -140,9 +136,7 @@ def test_map_values_of_ignored_pixels_are_never_read(junk, backend):
 
 
 @on_cpu_backends
-@either_kind
-@every_reduction
-@pytest.mark.parametrize("dtype", FLOATS, ids=name)
+@pairwise(kind=KINDS, reduction=REDUCTIONS, dtype=FLOATS)
 def test_a_batch_with_nothing_left_gives_loss_and_gradient_zero(dtype, reduction, kind, backend):
     case = make_case(kind, ignore_index=-1, dtype=dtype)
     case.labels.fill_(-1)
@@ -198,9 +192,7 @@ def _same_pattern(ours, eager):
 
 
 @on_cpu_backends
-@either_kind
-@pytest.mark.parametrize("dtype", FLOATS, ids=name)
-@pytest.mark.parametrize("num_classes", [2, 5, 19])
+@pairwise(kind=KINDS, num_classes=[2, 5, 19], dtype=FLOATS)
 def test_inf_and_nan_logits_give_the_non_finite_pattern_of_eager_pytorch(num_classes, dtype, kind, backend):
     case = make_case(kind, num_classes=num_classes, shape=(4, 21), dtype=dtype)
     logits = case.logits

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import pytest
 import torch
+from choices import CPU_BACKENDS, pairwise
 from samples import (
     ROW,
+    SCENES,
+    SHAPES,
     SPACING,
     assert_same,
     one_hot,
     scene,
-    scenes,
     scipy_class_distance,
     scipy_distance,
-    shapes,
 )
 
 import rwkernels as rw
@@ -22,8 +23,7 @@ from rwkernels.backends import reference
 # --- boundary map, Eq. 3 ---------------------------------------------------------------------------------------
 
 
-@scenes
-@shapes
+@pairwise(backend=CPU_BACKENDS, name=list(SCENES), shape=SHAPES)
 def test_boundary_map_is_minus_the_inside_distance_and_plus_the_outside_distance(backend, name, shape):
     labels, spacing = scene(name, shape), SPACING[: len(shape)]
     found = rw.boundary_map(labels, 4, spacing=spacing, spatial_dims=len(shape), backend=backend)

@@ -7,7 +7,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from samples import ROW, SPACING, assert_same, one_hot, scene, scenes, scipy_distance, shapes
+from choices import CPU_BACKENDS, pairwise
+from samples import ROW, SCENES, SHAPES, SPACING, assert_same, one_hot, scene, scipy_distance, shapes
 
 import rwkernels as rw
 from rwkernels.backends import reference
@@ -15,8 +16,7 @@ from rwkernels.backends import reference
 # --- rectified map, Eq. 4 --------------------------------------------------------------------------------------
 
 
-@scenes
-@shapes
+@pairwise(backend=CPU_BACKENDS, name=list(SCENES), shape=SHAPES)
 def test_rectified_map_is_the_reference_rounded(backend, name, shape):
     labels, spacing = scene(name, shape), SPACING[: len(shape)]
     maps = rw.rectified_map(labels, 4, spacing=spacing, spatial_dims=len(shape), backend=backend)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from choices import CPU_BACKENDS, pairwise
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from samples import ROW, SPACING, pairwise_distance, scene, scenes, scipy_distance, shapes
+from samples import ROW, SCENES, SHAPES, SPACING, pairwise_distance, scene, scipy_distance
 
 import rwkernels as rw
 from rwkernels.backends import native
@@ -33,17 +34,32 @@ def assert_codes(found, expected):
     assert torch.equal(found.long(), expected.long())
 
 
-@both
-@scenes
-@shapes
-@pytest.mark.parametrize("black_border", [False, True])
-def test_codes_are_those_of_the_map(backend, name, shape, black_border, bits):
+def assert_codes_of_the_map(backend, name, shape, black_border, bits):
     labels = scene(name, shape, num_classes=4, batch=3)
     options = {"spacing": SPACING[: len(shape)], "black_border": black_border, "spatial_dims": len(shape)}
     found = rectified_codes(labels, 4, bits, backend=backend, **options)
     assert_codes(found.codes, two_steps(labels, 4, bits, backend=backend, **options))
     torch.testing.assert_close(found.class_max, class_max(labels, 4, **options), rtol=2.5e-7, atol=0)
     assert found.image_count is None
+
+
+@pairwise(
+    backend=[case for case in CPU_BACKENDS if case.values[0][0] == "native"],
+    name=list(SCENES),
+    shape=SHAPES,
+    black_border=[False, True],
+    bits=[8, 16],
+)
+def test_codes_are_those_of_the_map(backend, name, shape, black_border, bits):
+    assert_codes_of_the_map(backend, name, shape, black_border, bits)
+
+
+@both
+@pytest.mark.parametrize("black_border", [False, True])
+def test_a_backend_without_codes_of_its_own_encodes_its_map(backend, black_border, bits):
+    """Then the map is encoded, so that one image shows that all arguments arrive."""
+    if backend != "native":
+        assert_codes_of_the_map(backend, "blobs", (9, 13), black_border, bits)
 
 
 def test_the_largest_distances_are_the_truth_rounded_once(isa):

@@ -9,6 +9,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from choices import CPU_BACKENDS, pairwise
 from samples import assert_same, one_hot, scene
 from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader, Dataset, default_collate
@@ -43,13 +44,14 @@ def _assert_equal_maps(found, expected):
 # --- dense -----------------------------------------------------------------------------------------------------
 
 
-@kinds
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("label_dtype", [torch.uint8, torch.int16, torch.int64], ids=str)
+@pairwise(
+    backend=CPU_BACKENDS,
+    kind=KINDS,
+    dtype=[torch.float32, torch.float64, torch.bfloat16, torch.float16],
+    label_dtype=[torch.uint8, torch.int16, torch.int64],
+)
 def test_dense_is_foreground_at_the_true_class_and_background_elsewhere(backend, kind, dtype, label_dtype):
     maps = _map(kind)
-    if label_dtype == torch.uint8 and kind == "ignored-pixels":
-        pytest.skip("uint8 holds no negative label")
     known = (maps.labels != -1).unsqueeze(1)
     true_class = one_hot(maps.labels.clamp(min=0), 4)
     background = maps.background.unsqueeze(1) if isinstance(maps.background, torch.Tensor) else maps.background
@@ -57,8 +59,9 @@ def test_dense_is_foreground_at_the_true_class_and_background_elsewhere(backend,
     if maps.class_scale is not None:
         expected = expected * maps.class_scale.view(1, -1, 1, 1).double()
     expected = torch.where(known, expected, 0.0)
+    ignored = 255 if label_dtype == torch.uint8 and maps.ignore_index is not None else maps.ignore_index
     narrow = rw.RectifiedMap(
-        maps.labels.to(label_dtype), maps.foreground, maps.background, 4, maps.class_scale, maps.ignore_index
+        maps.labels.to(label_dtype), maps.foreground, maps.background, 4, maps.class_scale, ignored
     )
     found = narrow.dense(dtype, backend=backend)
     assert found.dtype == dtype

@@ -7,6 +7,7 @@ an emulator runs the PTX and checks every access for bounds and alignment.
 import ptx
 import pytest
 import torch
+from choices import pairwise, readable
 from samples import SCENES, assert_same, scene, scipy_class_distance, scipy_distance
 
 import rwkernels as rw
@@ -18,8 +19,8 @@ pytestmark = pytest.mark.skipif(ptx.missing() is not None, reason=str(ptx.missin
 # Odd sizes; several blocks of rows and several strips of columns, along y and along z; axes of length 1.
 SHAPES = [(131,), (1, 29), (13, 37), (43, 150), (67, 1), (19, 5, 29), (11, 4, 40)]
 SPACING = (2.5, 0.4, 1.3)
-shapes = pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "x".join(map(str, shape)))
-few_shapes = pytest.mark.parametrize("shape", [(43, 150), (19, 5, 29)], ids=["43x150", "19x5x29"])
+FEW_SHAPES = [(43, 150), (19, 5, 29)]
+few_shapes = pytest.mark.parametrize("shape", FEW_SHAPES, ids=readable)
 only_sm_90 = pytest.mark.parametrize("device", [90], indirect=True, ids=["sm_90"])
 LABEL_DTYPES = [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64]
 
@@ -55,16 +56,14 @@ def _squares(labels, **options):
     return scipy_distance(labels, **options).square().round().float()
 
 
-@shapes
-@pytest.mark.parametrize("name", [*SCENES, "corner"])
+@pairwise(device=[80, 90], name=[*SCENES, "corner"], shape=SHAPES)
 def test_squared_distances_are_the_integers_of_scipy(name, shape, device):
     labels = _labels(name, shape)
     assert torch.equal(_distance(labels, squared=True), _squares(labels))
     assert {launch.name for launch in device.launches} >= {"row_pass", "column_pass"}
 
 
-@few_shapes
-@pytest.mark.parametrize("name", ["random", "blobs", "one-odd-pixel", "uniform", "corner"])
+@pairwise(device=[80, 90], name=["random", "blobs", "one-odd-pixel", "uniform", "corner"], shape=FEW_SHAPES)
 def test_anisotropic_distances_are_those_of_scipy(name, shape, device):
     labels, spacing = _labels(name, shape), SPACING[: len(shape)]
     assert_same(_distance(labels, spacing=spacing), scipy_distance(labels, spacing))
@@ -184,9 +183,12 @@ def test_labels_of_every_integer_dtype_are_told_apart(dtype, device):
     assert torch.equal(_distance(labels, squared=True), _squares(index))
 
 
-@few_shapes
-@pytest.mark.parametrize("spacing", [None, SPACING], ids=["isotropic", "anisotropic"])
-@pytest.mark.parametrize("name", ["blobs", "without-class-one", "uniform", "random"])
+@pairwise(
+    device=[80, 90],
+    name=["blobs", "without-class-one", "uniform", "random"],
+    spacing=[None, SPACING],
+    shape=FEW_SHAPES,
+)
 def test_rectified_map_is_the_reference_rounded(name, spacing, shape, device):
     labels, steps = _labels(name, shape), (spacing or (1.0, 1.0, 1.0))[: len(shape)]
     maps = rw.rectified_map(labels, 4, spacing=steps, spatial_dims=len(shape), backend="triton")

@@ -6,6 +6,7 @@ from collections import Counter
 import ptx
 import pytest
 import torch
+from choices import pairwise
 
 import rwkernels as rw
 from rwkernels.backends import triton
@@ -74,9 +75,7 @@ def pieces(sass):
     return searches, size(start, 1 << 40)
 
 
-@pytest.mark.parametrize("shape", [(2, 16, 256), (1, 16, 16, 64)], ids=["2d", "3d"])
-@pytest.mark.parametrize("spacing", [None, 1.5], ids=["isotropic", "anisotropic"])
-@pytest.mark.parametrize("target", TARGETS, ids=lambda target: str(target[1]))
+@pairwise(target=TARGETS, shape=[(2, 16, 256), (1, 16, 16, 64)], spacing=[None, 1.5])
 def test_no_kernel_of_the_rectified_map_spills(target, spacing, shape):
     steps = None if spacing is None else (spacing, *[1.0] * (len(shape) - 2))
     for launch in _launches(target, torch.zeros(shape, dtype=torch.uint8), MAKERS["rectified"], steps):

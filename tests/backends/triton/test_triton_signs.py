@@ -9,7 +9,8 @@ from pathlib import Path
 import ptx
 import pytest
 import torch
-from loss_cases import either_kind, make_case, name
+from choices import pairwise
+from loss_cases import KINDS, either_kind, make_case, name
 
 import rwkernels as rw
 from rwkernels import diagnostics
@@ -80,8 +81,7 @@ def test_the_machine_code_reads_probabilities_and_knows_what_is_no_number(device
     assert found.tolist() == [[[2, 1, -1]]]
 
 
-@pytest.mark.parametrize("target", [80, 90, 100, "gfx942"])
-@either_kind
+@pairwise(kind=KINDS, target=[pytest.param(80, marks=pytest.mark.thorough), 90, 100, "gfx942"])
 def test_no_binary_spills_or_uses_local_memory(kind, target, monkeypatch):
     from triton_launches import on_target
 
@@ -112,7 +112,7 @@ def test_the_interpreted_kernel_passes_tests_of_the_counts():
             "-k",
             chosen,
         ],
-        env={**os.environ, "TRITON_INTERPRET": "1", "RWKERNELS_BACKEND": "triton"},
+        env={**os.environ, "TRITON_INTERPRET": "1", "RWKERNELS_BACKEND": "triton", "PYTEST_ADDOPTS": ""},
         cwd=Path(__file__).parents[3],
         capture_output=True,
         text=True,
