@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rwkernels.commands import problem
+from rwkernels.maps.families import FAMILIES
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
     from matplotlib.figure import Figure
 
-FAMILIES = ("active_contour", "boundary", "rectified", "constant")
 _MOST_VALUES = 1000
 _EXTRAS = {"nibabel": "plot", "PIL": "plot", "SimpleITK": "precompute", "tifffile": "precompute", "zarr": "precompute"}
 
@@ -45,7 +45,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--classes", type=int, nargs="+", metavar="LABEL", help="which labels; by default up to four")
     parser.add_argument(
-        "--families", nargs="+", choices=FAMILIES, default=list(FAMILIES[:3]), metavar="NAME", help=", ".join(FAMILIES)
+        "--families",
+        nargs="+",
+        choices=tuple(FAMILIES),
+        default=["active_contour", "boundary", "rectified"],
+        metavar="NAME",
+        help=", ".join(FAMILIES),
     )
     parser.add_argument(
         "--spacing", type=float, nargs="+", metavar="STEP", help="size of a pixel, instead of that in the file"

@@ -16,7 +16,7 @@ from rwkernels.backends.threads import limited_to
 from rwkernels.data import ahead, batches
 from rwkernels.data.batches import Key
 from rwkernels.maps.compact import RectifiedMap
-from rwkernels.maps.families import FAMILIES, MEASURED
+from rwkernels.maps.families import FAMILIES
 
 Map = RectifiedMap | Tensor
 
@@ -86,7 +86,7 @@ class MapBuilder:
             "backend": checks.backend(backend),
         }
         self._function = self._chosen(maps, common, dict(map_options or {}))
-        self._takes_spacing = not isinstance(maps, str) or maps in MEASURED
+        self._takes_spacing = not isinstance(maps, str) or FAMILIES[maps].measured
 
     def _chosen(
         self, maps: str | Callable[..., Map], common: dict[str, Any], extra: dict[str, Any]
@@ -99,7 +99,7 @@ class MapBuilder:
                 if common[name] not in (None, False):
                     raise ValueError(f"{name}: expected no such option beside a function as maps, got {common[name]!r}")
             return partial(maps, **extra) if extra else maps
-        function = FAMILIES[checks.choice("maps", maps, tuple(FAMILIES))]
+        function = FAMILIES[checks.choice("maps", maps, tuple(FAMILIES))].build
         takes = inspect.signature(function).parameters
         for name in extra:
             if name not in takes or name in (*common, "labels", "num_classes", "class_max", "out"):

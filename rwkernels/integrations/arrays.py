@@ -39,12 +39,11 @@ class ArrayMap:
     def __init__(self, num_classes: int, maps: str = "rectified", output: str | None = None, **options: Any) -> None:
         self.num_classes = checks.integer("num_classes", num_classes, lowest=1)
         self.maps = checks.choice("maps", maps, tuple(FAMILIES))
-        smallest = "dense" if maps == "boundary" else "foreground"
+        dense = FAMILIES[maps].dense
+        smallest = "dense" if dense else "foreground"
         self.output = checks.choice("output", smallest if output is None else output, OUTPUTS)
-        if self.output != smallest and maps == "boundary":
-            raise ValueError(
-                'output: expected "dense" for boundary maps, which have K values a pixel, got "foreground"'
-            )
+        if self.output != smallest and dense:
+            raise ValueError(f'output: expected "dense" for {maps} maps, which have K values a pixel, got "foreground"')
         RegionWiseLoss(maps, **options)  # refuses bad options before the first sample does
         self.options = options
 

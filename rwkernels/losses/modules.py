@@ -12,7 +12,7 @@ from rwkernels import checks
 from rwkernels.losses import distributed
 from rwkernels.losses.functional import region_wise_loss
 from rwkernels.maps.compact import RectifiedMap
-from rwkernels.maps.families import FAMILIES, MEASURED
+from rwkernels.maps.families import FAMILIES
 from rwkernels.maps.scaling import scale_classes, weights_of_any_classes
 
 
@@ -102,10 +102,11 @@ class RegionWiseLoss(nn.Module):
             "validate": self.validate,
             "backend": self.backend,
         }
-        if self.maps in MEASURED:
+        family = FAMILIES[self.maps]
+        if family.measured:
             steps = self.spacing if spacing is None else spacing
             common |= {"spacing": steps, "black_border": self.black_border}
-        built: RectifiedMap | Tensor = FAMILIES[self.maps](labels, num_classes, **common, **self.map_options)
+        built: RectifiedMap | Tensor = family.build(labels, num_classes, **common, **self.map_options)
         return built
 
     def forward(

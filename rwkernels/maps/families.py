@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -364,13 +364,23 @@ def rectify(
     return _compact(problem, foreground + zeros.to(maps.dtype), value)._map(back)
 
 
-FAMILIES: dict[str, Callable[..., Any]] = {
-    "rectified": rectified_map,
-    "boundary": boundary_map,
-    "active_contour": active_contour_map,
-    "constant": constant_map,
-}
-"""The maps that are made of labels alone, by the name that losses, loaders and integrations know them by."""
+class Family(NamedTuple):
+    """A kind of map that is made of labels alone, and what losses, loaders and stores have to know of it."""
 
-MEASURED = ("rectified", "boundary")
-"""The families that measure distances, and so take `spacing` and `black_border`."""
+    build: Callable[..., Any]  # (labels, num_classes, ...): a `RectifiedMap`, or a tensor [B, K, *S] if `dense`
+    measured: bool = False  # it measures distances, and so takes `spacing` and `black_border`
+    dense: bool = False
+    options: tuple[str, ...] = ()  # the numbers that it takes besides
+
+    def fits_codes(self, options: Mapping[str, float]) -> bool:
+        """Whether all foreground values, of a map with these options, lie in [-1, 0]: see `quantised`."""
+        return not self.dense and 0 <= options.get("beta", 1.0) <= 1
+
+
+FAMILIES = {
+    "rectified": Family(rectified_map, measured=True),
+    "boundary": Family(boundary_map, measured=True, dense=True, options=("absent", "inside_offset")),
+    "active_contour": Family(active_contour_map),
+    "constant": Family(constant_map, options=("alpha", "beta")),
+}
+"""By the name that losses, loaders, stores, the service and integrations know them by."""

@@ -11,7 +11,7 @@ import torch
 
 import rwkernels as rw
 from rwkernels import arrays, checks
-from rwkernels.maps.families import FAMILIES, MEASURED
+from rwkernels.maps.families import FAMILIES
 from rwkernels.plots import style
 
 if TYPE_CHECKING:
@@ -73,8 +73,9 @@ def _shown_classes(picture: torch.Tensor, num_classes: int, classes: Iterable[in
 
 def map_values(labels: torch.Tensor, family: str, k: int, spacing: Any) -> torch.Tensor:
     """The channel of class `k` of a map, [*S]: that of `labels == k` against the rest, which is the same."""
-    options = {"spacing": spacing} if family in MEASURED else {}
-    made = FAMILIES[family]((labels == k).to(torch.uint8)[None], 2, **options)
+    found = FAMILIES[family]
+    options = {"spacing": spacing} if found.measured else {}
+    made = found.build((labels == k).to(torch.uint8)[None], 2, **options)
     dense = made.dense() if isinstance(made, rw.RectifiedMap) else made
     result: torch.Tensor = dense[0, 1]
     return result

@@ -14,6 +14,7 @@ import argparse
 from pathlib import Path
 
 from rwkernels.commands import lacks, positive
+from rwkernels.maps.families import FAMILIES
 
 __all__ = ["add_arguments", "run"]
 
@@ -61,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="largest label map with its map in memory, like 2G (default: a quarter of the memory, over the workers)",
     )
     maps = parser.add_argument_group("which maps")
-    maps.add_argument("--maps", default="rectified", choices=("rectified", "boundary", "active_contour", "constant"))
+    maps.add_argument("--maps", default="rectified", choices=tuple(FAMILIES))
     maps.add_argument("--num-classes", metavar="K", type=positive, help="default: found by reading all labels first")
     maps.add_argument("--ignore-index", metavar="LABEL", type=int, help="label of pixels that do not count")
     maps.add_argument("--black-border", action="store_true", help="the outside of an image is another label")

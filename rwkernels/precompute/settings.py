@@ -59,7 +59,7 @@ class Settings:
     @property
     def compact(self) -> bool:
         """Whether the map is a label and one number a pixel."""
-        return self.maps != "boundary"
+        return not FAMILIES[self.maps].dense
 
 
 def checked_bits(maps: str, bits: int | None, options: Mapping[str, float]) -> int:
@@ -68,8 +68,7 @@ def checked_bits(maps: str, bits: int | None, options: Mapping[str, float]) -> i
     Raises:
         ValueError: The values of the family do not fit into codes.
     """
-    checks.choice("maps", maps, tuple(FAMILIES))
-    fits = maps in ("rectified", "active_contour") or (maps == "constant" and 0 <= options.get("beta", 1.0) <= 1)
+    fits = FAMILIES[checks.choice("maps", maps, tuple(FAMILIES))].fits_codes(options)
     if bits is None:
         return 16 if fits else 32
     if bits not in BITS:

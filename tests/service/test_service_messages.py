@@ -11,7 +11,7 @@ import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rwkernels.maps.families import FAMILIES, MEASURED
+from rwkernels.maps.families import FAMILIES
 from rwkernels.service.wire import labels, messages
 from rwkernels.service.wire.limits import HEADER_BYTES, Limits
 from rwkernels.service.wire.messages import Answer, MalformedError, RefusedError, Request
@@ -80,17 +80,17 @@ def requests(draw):
     family = draw(st.sampled_from(sorted(FAMILIES)))
     shape = (draw(st.integers(1, 3)), *draw(st.lists(st.integers(1, 6), min_size=1, max_size=3)))
     steps = st.tuples(*[st.floats(1e-3, 1e3) for _ in shape[1:]])
-    spacing = draw(st.none() | st.tuples(steps) | st.tuples(*[steps] * shape[0])) if family in MEASURED else None
+    spacing = draw(st.none() | st.tuples(steps) | st.tuples(*[steps] * shape[0])) if FAMILIES[family].measured else None
     return Request(
         draw(st.integers(0, 2**53 - 1)),
         family,
         shape,
         draw(st.sampled_from(sorted(labels.BITS))),
         draw(st.integers(1, 9)),
-        draw(st.sampled_from(messages._ANSWERS[family])),
+        draw(st.sampled_from(messages.answers_of(family))),
         spacing,
         draw(st.none() | st.integers(-(2**63), 2**63 - 1)),
-        draw(st.booleans()) and family in MEASURED,
+        draw(st.booleans()) and FAMILIES[family].measured,
         {"alpha": 2.0} if family == "constant" else {},
         draw(st.booleans()) and family == "rectified",
     )

@@ -23,7 +23,7 @@ from rwkernels.data.batches import Key
 from rwkernels.data.building import Map, MapBuilder
 from rwkernels.maps import quantised
 from rwkernels.maps.compact import RectifiedMap
-from rwkernels.maps.families import MEASURED
+from rwkernels.maps.families import FAMILIES
 from rwkernels.service.client.connection import (
     ClosingError,
     Connection,
@@ -135,9 +135,10 @@ class RemoteMapBuilder(MapBuilder):
         self._options = {
             name: checks.number(f"map_options[{name!r}]", value) for name, value in (map_options or {}).items()
         }
-        if bits not in _ANSWERS or (maps == "boundary" and bits == 8):
+        dense = FAMILIES[maps].dense
+        if bits not in _ANSWERS or (dense and bits == 8):
             raise ValueError(f"bits: expected None, 16 or 8 (boundary maps: None or 16), got {bits!r}")
-        self._answer = "float16" if maps == "boundary" and bits == 16 else _ANSWERS[bits]
+        self._answer = "float16" if dense and bits == 16 else _ANSWERS[bits]
         if token is not None and token_file is not None:
             raise ValueError("token_file: expected None beside token")
         self.timeout = _positive("timeout", timeout)
@@ -227,7 +228,7 @@ class RemoteMapBuilder(MapBuilder):
         found = checks.labels(labels, self.spatial_dims).cpu()
         axes = found.dim() - 1
         rows: tuple[tuple[float, ...], ...] | None = None
-        if self.family in MEASURED:
+        if FAMILIES[self.family].measured:
             given = spacing or (None if self.spacing is None else [self.spacing])
             rows = None if given is None else tuple(tuple(checks.spacing(row, axes)) for row in given)
             if rows is not None and all(row == rows[0] for row in rows):
@@ -248,7 +249,7 @@ class RemoteMapBuilder(MapBuilder):
             answer=self._answer,
             spacing=rows,
             ignore_index=ignored,
-            black_border=self.black_border and self.family in MEASURED,
+            black_border=self.black_border and FAMILIES[self.family].measured,
             options=self._options,
             class_max=class_max is not None,
         )

@@ -16,7 +16,7 @@ from typing import Annotated, Any, NoReturn, TypeVar
 import msgspec
 from msgspec import Meta, Struct
 
-from rwkernels.maps.families import FAMILIES, MEASURED
+from rwkernels.maps.families import FAMILIES
 from rwkernels.service.wire import labels
 from rwkernels.service.wire.limits import HEADER_BYTES, Limits
 from rwkernels.service.wire.memory import SLOTS, Place
@@ -28,13 +28,6 @@ _MAGIC = b"RWK1"
 _PREFIX = struct.Struct("<4sI")
 
 ANSWER_BYTES = {"uint8": 1, "uint16": 2, "float16": 2, "float32": 4}
-_ANSWERS = {
-    "rectified": ("uint8", "uint16", "float32"),
-    "active_contour": ("uint8", "uint16", "float32"),
-    "constant": ("uint8", "uint16", "float32"),
-    "boundary": ("float16", "float32"),
-}
-_OPTIONS = {"constant": ("alpha", "beta"), "boundary": ("absent", "inside_offset")}
 CLOSING = "Closing"
 """Kind of the error that answers no request: none that follows on this stream is taken."""
 _ERRORS = ("TypeError", "ValueError", "RuntimeError", "Unavailable", CLOSING)
@@ -47,6 +40,11 @@ _Size = Annotated[int, Meta(ge=0)]
 _Number = Annotated[float, Meta(gt=-1e300, lt=1e300)]
 _Step = Annotated[float, Meta(gt=0, lt=1e300)]
 _Version = Annotated[int, Meta(ge=VERSION, le=VERSION)]
+
+
+def answers_of(family: str) -> tuple[str, ...]:
+    """The forms in which a map of the family, a key of `FAMILIES`, can come back."""
+    return ("float16", "float32") if FAMILIES[family].dense else ("uint8", "uint16", "float32")
 
 
 class MalformedError(ValueError):
@@ -114,7 +112,7 @@ class Request(Struct, frozen=True):
     @property
     def answer_shape(self) -> tuple[int, ...]:
         """Shape of the map: that of the labels, or `[B, K, *S]` where it is dense."""
-        if self.family == "boundary":
+        if FAMILIES[self.family].dense:
             return (self.shape[0], self.num_classes, *self.shape[1:])
         return self.shape
 
@@ -247,12 +245,13 @@ def request(header: Mapping[str, Any], payload: memoryview, limits: Limits) -> R
     found = _read(header, Request)
     _one_of("family", found.family, FAMILIES)
     _one_of("dtype", found.dtype, labels.BITS)
-    _one_of("answer", found.answer, _ANSWERS[found.family])
+    family = FAMILIES[found.family]
+    _one_of("answer", found.answer, answers_of(found.family))
     for name in found.options:
-        _one_of("options", name, _OPTIONS.get(found.family, ()))
+        _one_of("options", name, family.options)
     if found.class_max and found.family != "rectified":
         raise MalformedError('class_max: expected none but for "rectified" maps')
-    if found.family not in MEASURED and (found.black_border or found.spacing is not None):
+    if not family.measured and (found.black_border or found.spacing is not None):
         raise MalformedError("spacing, black_border: expected null and false for a map without distances")
     if found.spacing is not None:
         images, *axes = found.shape
@@ -301,7 +300,7 @@ def answer(header: Mapping[str, Any], payload: memoryview, asked: Request) -> An
     expected = asked.answer_bytes if found.memory is None else 0
     if len(payload) != expected:
         raise MalformedError(f"payload: expected {expected} bytes, got {len(payload)}")
-    if (found.background is None) != (asked.family == "boundary"):
+    if (found.background is None) != FAMILIES[asked.family].dense:
         raise MalformedError("background: expected a number for a compact map, null for a dense one")
     if found.image_count is not None:
         if len(found.image_count) != asked.shape[0]:
