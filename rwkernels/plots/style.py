@@ -36,9 +36,11 @@ def panels(
 ) -> tuple[Figure, list[list[Axes]]]:
     """`rows` times `columns` axes: new ones in a figure of `size` inches, or those that were given."""
     with needs("plot", "matplotlib", "rwkernels.plots"):
-        from matplotlib.figure import Figure
+        import matplotlib  # noqa: F401
 
     if axes is None:
+        from matplotlib.figure import Figure
+
         figure = Figure(figsize=size, layout="constrained", facecolor="white")
         made = figure.subplots(rows, columns, squeeze=False, **options)
         return figure, [list(row) for row in made]
@@ -131,7 +133,7 @@ def save(figure: Figure, path: str | os.PathLike[str], *, dpi: float = 300) -> P
         OSError: The folder does not exist, or cannot be written.
     """
     with needs("plot", "matplotlib", "rwkernels.plots"):
-        from matplotlib import rc_context
+        import matplotlib
 
     path = Path(path)
     ending = path.suffix.lower().removeprefix(".")
@@ -142,7 +144,7 @@ def save(figure: Figure, path: str | os.PathLike[str], *, dpi: float = 300) -> P
     buffer = io.BytesIO()
     # Without a date the same figure gives the same file.
     undated = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(ending)
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "rwkernels", "pdf.fonttype": 42}):
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "rwkernels", "pdf.fonttype": 42}):
         figure.savefig(buffer, format=ending, dpi=dpi, metadata=undated)
     if not path.parent.is_dir():
         raise FileNotFoundError(f"path: there is no folder {path.parent}")
