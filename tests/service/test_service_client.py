@@ -72,8 +72,8 @@ def test_a_stream_that_finds_no_service_asks_no_more_for_every_batch(monkeypatch
     labels = some_labels(2, 13, 22)
     builder = RemoteMapBuilder(f"grpc://127.0.0.1:{free_port()}", 3, retries=2, fallback=True)
     attempts = []
-    attempt = builder._attempt
-    monkeypatch.setattr(builder, "_attempt", lambda *given: attempts.append(1) or attempt(*given))
+    ask = builder._connection.ask
+    monkeypatch.setattr(builder._connection, "ask", lambda *given: attempts.append(1) or ask(*given))
     with pytest.warns(RuntimeWarning, match="maps are built here") as warned:
         assert len(list(builder.maps_of([labels] * 20))) == 20
     assert len(warned) == 1
@@ -200,7 +200,7 @@ def test_a_process_forked_while_its_parent_was_connecting_is_told_instead_of_han
     with silent() as port, ThreadPoolExecutor(1) as pool:
         other = RemoteMapBuilder(f"grpc://127.0.0.1:{port}", 3, timeout=3, retries=0)
         waiting = pool.submit(other.of_batch, {}, labels)
-        until(lambda: any(call.is_active() for call in list(connection._calls)))
+        until(lambda: connection._under_way)
         found = fork.Queue()
         child = fork.Process(target=told_in_a_child, args=(lambda: builder.of_batch({}, labels), found))
         child.start()

@@ -9,7 +9,6 @@ import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -260,23 +259,13 @@ class RemoteMapBuilder(MapBuilder):
         message = asked.message()
         for attempt in itertools.count():
             try:
-                return self._attempt(asked.request, message)
+                return self._checked(asked.request, self._connection.ask(message, self.timeout))
             except UnavailableError:
                 if attempt >= self.retries:
                     raise
                 longest = min(_FIRST_PAUSE * 2**attempt, _LONGEST_PAUSE)
                 time.sleep(random.uniform(longest / 2, longest))  # apart from the other clients that wait
         raise AssertionError
-
-    def _attempt(self, request: Request, message: bytes) -> tuple[Answer, memoryview]:
-        exchange = self._connection.exchange(iter([message]), self.timeout)
-        try:
-            answer = exchange.receive()
-            exchange.finish()
-        except BaseException:
-            exchange.cancel()
-            raise
-        return self._checked(request, answer)
 
     def _checked(self, request: Request, message: memoryview) -> tuple[Answer, memoryview]:
         """Answer and payload of a message, checked; an error is raised."""
@@ -318,8 +307,7 @@ class RemoteMapBuilder(MapBuilder):
     def _streamed(self, batches: Iterator[Tensor], window: int) -> Iterator[Map]:
         """The maps of `batches` over one stream; what an interrupted stream leaves open is asked for one by one."""
         source = (self._asked(labels, None, None) for labels in batches)
-        opened = partial(self._connection.exchange, timeout=None)
-        pipeline = Pipeline(source, opened, window, self._target.is_here)
+        pipeline = Pipeline(source, self._connection.exchange, window, self._target.is_here)
         watch = Watch(self.timeout, pipeline.cancel)
         try:
             for asked in pipeline.asked():

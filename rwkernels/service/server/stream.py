@@ -172,7 +172,7 @@ class Stream:
         """When the service shuts down: tells the client, after its last answer, that nothing more is taken.
 
         Reads until it sends nothing more, for a client that sends to a stream which has ended loses the answers it has
-        not read: Arrow's drains them.
+        not read.
         """
         await self._shared.draining.wait()
         if self._waits:  # else a request is being taken, and the reader tells
