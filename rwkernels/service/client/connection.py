@@ -104,6 +104,11 @@ class Target:
             ("grpc.use_local_subchannel_pool", 1),
             ("grpc.min_reconnect_backoff_ms", max(round(self.connect_time * 1000), 100)),  # of an attempt
             ("grpc.max_reconnect_backoff_ms", 2000),
+            # Python's gRPC joins the pieces of a message one by one: large maps come in few.
+            ("grpc.http2.max_frame_size", 4 << 20),
+            ("grpc.experimental.tcp_read_chunk_size", 1 << 20),
+            ("grpc.experimental.tcp_min_read_chunk_size", 1 << 20),
+            ("grpc.experimental.tcp_max_read_chunk_size", 8 << 20),
         ]
         if parts.scheme != "grpc+tls":
             return grpc.insecure_channel(parts.netloc, options)
