@@ -146,11 +146,11 @@ OPS = [
 
 CHECKS = [
     Mutation(
-        "spacing-of-zero",
-        "off by one",
-        "if min(found) <= 0: raise ValueError",
-        "if min(found) < 0: raise ValueError",
-        ("test_bad_input: spacing",),
+        "endless-numbers",
+        "forgotten check",
+        "if not math.isfinite(found): raise ValueError",
+        "if math.isnan(found): raise ValueError",
+        ("test_bad_input: finite_numbers",),
     ),
     Mutation(
         "place-of-a-label-by-the-wrong-sizes",
