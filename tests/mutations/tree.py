@@ -25,7 +25,7 @@ sys.meta_path[:] = [finder for finder in sys.meta_path if "{PACKAGE}" not in get
 """
 # Read after `project()`: of a processor that it does not know, the core has the baseline alone, a third of the work.
 _ONE_INSTRUCTION_SET = "set(CMAKE_SYSTEM_PROCESSOR any)\n"
-_FAILED = re.compile(r"^(?:FAILED|ERROR) (\S+?)(?: - .*)?$", re.MULTILINE)
+_FAILED = re.compile(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", re.MULTILINE)
 _OUTCOMES = {0: "passed", 1: "failed", 2: "failed"}  # 2: the tests could not be collected
 
 
@@ -127,7 +127,7 @@ class Tree:
         finally:
             _end(process)
         first = _FAILED.search(output)
-        place = first[1].rpartition("/")[2] if first else ""
+        place = first[1].removeprefix("tests/") if first else ""
         if process.returncode < 0:
             return Tested("crashed", signal.Signals(-process.returncode).name, 0.0, output)
         if process.returncode not in _OUTCOMES:

@@ -34,10 +34,10 @@ BACKENDS = [
         ("test_distance: spacing",),
     ),
     Mutation(
-        "native-axis-to-pass",
-        "off by one",
-        "inner=math.prod(labels.shape[axis + 1 :]),",
-        "inner=math.prod(labels.shape[axis:]) // labels.shape[-1],",
+        "native-border-of-one-pass",
+        "ignored option",
+        "bounded=black_border,",
+        "bounded=False,",
         ("test_axis_pass",),
     ),
     Mutation(
@@ -104,13 +104,6 @@ BACKENDS = [
         ("test_triton_ptx: layout or channels_last",),
     ),
     Mutation(
-        "triton-divisor-of-all-runs",
-        "wrong divisor",
-        "return _Mean(max(logits[:, 0].numel() // problem.runs * problem.channels, 1), None)",
-        "return _Mean(max(logits[:, 0].numel() * problem.channels, 1), None)",
-        ("test_triton_ptx: vmap",),
-    ),
-    Mutation(
         "triton-smaller-field-of-a-buffer",
         "wrong size",
         "if dtype.itemsize > memory.element_size():",
@@ -135,10 +128,17 @@ KERNELS = [
         ("test_triton_ptx: offsets",),
     ),
     Mutation(
-        "kernel-class-scale-of-the-run",
+        "kernel-count-of-the-first-run",
         "wrong index",
-        "w = tl.load(class_scale + run * scale_run + k, mask=k < K, other=0.0).to(T)",
-        "w = tl.load(class_scale + k, mask=k < K, other=0.0).to(T)",
+        "tl.load(count + run * images + image, mask=image < images, other=0)",
+        "tl.load(count + image, mask=image < images, other=0)",
+        ("test_triton_ptx: vmap",),
+    ),
+    Mutation(
+        "kernel-sums-of-the-first-run",
+        "wrong index",
+        "tl.load(partials + run * parts + part, mask=part < parts, other=0.0)",
+        "tl.load(partials + part, mask=part < parts, other=0.0)",
         ("test_triton_ptx: vmap",),
     ),
     Mutation(
@@ -181,7 +181,7 @@ KERNELS = [
         "dropped mask",
         "found = tl.sum((hit & (y > 0) & known).to(tl.int32), 0, keep_dims=True)",
         "found = tl.sum((hit & known).to(tl.int32), 0, keep_dims=True)",
-        ("test_triton_signs: machine_code",),
+        ("test_triton_signs: interpreted",),
     ),
 ]
 

@@ -24,7 +24,7 @@ DATA = [
         "off by one",
         "any(part.stop > side for part, side in zip(box, shape, strict=True))",
         "any(part.stop >= side for part, side in zip(box, shape, strict=True))",
-        ("test_data_volumes: box",),
+        ("test_data_volumes",),
     ),
     Mutation(
         "batch-changed-in-place",

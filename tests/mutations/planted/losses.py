@@ -45,13 +45,13 @@ LOSSES = [
         "ignored option",
         "include_background=self.include_background, reduction=self.reduction, recompute=self.recompute,",
         "reduction=self.reduction, recompute=self.recompute,",
-        ("test_modules: option",),
+        ("test_modules: eager_loss_of_its_map",),
     ),
     Mutation(
-        "whole-labels-of-2-to-the-31",
-        "off by one",
-        "(labels.abs().to(torch.float32) < 2**31)",
-        "(labels.abs().to(torch.float32) <= 2**31)",
+        "labels-that-are-no-whole-numbers",
+        "forgotten check",
+        "whole = (labels == labels.round()) & (labels.abs().to(torch.float32) < 2**31)",
+        "whole = labels.abs().to(torch.float32) < 2**31",
         ("test_modules: no_int32",),
     ),
     Mutation(

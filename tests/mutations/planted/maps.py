@@ -76,11 +76,11 @@ MAPS = [
         ("test_bad_input: pixel_weights",),
     ),
     Mutation(
-        "weight-of-bad-labels",
-        "dropped mask",
-        "return torch.where(known, weight[labels.clamp(0, len(weight) - 1)], 1.0)",
-        "return weight[labels.clamp(0, len(weight) - 1)]",
-        ("test_scaling: by_label",),
+        "background-not-weighted",
+        "dropped factor",
+        "foreground=maps.foreground * weight, background=maps.background * weight)",
+        "foreground=maps.foreground * weight)",
+        ("test_scaling: by_label or pixels",),
     ),
     Mutation(
         "codes-cut-off-without-the-core",

@@ -10,7 +10,7 @@ SERVICE = [
         "dropped factor",
         "(4 * self.shape[0] * self.num_classes if self.class_max else 0)",
         "(4 * self.num_classes if self.class_max else 0)",
-        ("test_service_messages: every_image",),
+        ("test_service_messages", "test_service: largest_distances"),
     ),
     Mutation(
         "border-does-not-part-requests",
