@@ -1,0 +1,7 @@
+"""The mistakes, by area."""
+
+from __future__ import annotations
+
+from planted import around, backends, core, files, losses, maps, service
+
+AREAS = {**core.AREAS, **backends.AREAS, **maps.AREAS, **losses.AREAS, **files.AREAS, **service.AREAS, **around.AREAS}

@@ -1,0 +1,178 @@
+"""Mistakes in the C++ core."""
+
+from __future__ import annotations
+
+from plant import Mutation
+
+CORE = [
+    Mutation(
+        "core-right-border-of-a-row",
+        "ignored option",
+        "fill_run(row, begin, n, n, begin > 0 || black_border, black_border);",
+        "fill_run(row, begin, n, n, begin > 0 || black_border, false);",
+        ("test_distance: black_border",),
+    ),
+    Mutation(
+        "core-unit-of-a-pass",
+        "swapped axes",
+        "const double ratio = grid.spacing[before] / grid.spacing[axis];",
+        "const double ratio = grid.spacing[axis] / grid.spacing[before];",
+        ("test_distance: spacing_is_one_number_per_axis or step_along",),
+    ),
+    Mutation(
+        "core-window-of-four-rows",
+        "off by one",
+        "tile.first[clamp(y + r + 4, n)], nullptr);",
+        "tile.first[clamp(y + r + 3, n)], nullptr);",
+        ("test_distance: scipy_gives",),
+    ),
+    Mutation(
+        "core-candidates-of-a-gap",
+        "off by one",
+        "last = tile.first[tile.high[y1] + 1];",
+        "last = tile.first[tile.high[y1]];",
+        ("test_distance: windowed_search", "test_axis_pass: far_apart"),
+    ),
+    Mutation(
+        "core-parabolas-meet",
+        "wrong divisor",
+        "(2.0 * (tile.row[q] - tile.row[p]));",
+        "(1.0 * (tile.row[q] - tile.row[p]));",
+        ("test_distance: windowed_search", "test_axis_pass: far_apart"),
+    ),
+    Mutation(
+        "core-columns-beside-the-last",
+        "wrong stride",
+        "padded[y * tile_width + i] = labels[y * c.stride + x + (i < width ? i : width - 1)];",
+        "padded[y * tile_width + i] = labels[y * c.width + x + (i < width ? i : width - 1)];",
+        ("test_distance: scipy_gives or spacing_is_one_number_per_axis",),
+    ),
+    Mutation(
+        "core-maximum-of-the-neighbours",
+        "dropped mask",
+        "raise(of, select(here, d, F{}));",
+        "raise(of, d);",
+        ("test_maps: reference_rounded",),
+    ),
+    Mutation(
+        "core-reciprocal-rounded-down",
+        "wrong rounding",
+        "return static_cast<double>(near) < exact ? __builtin_nextafterf(near, infinity) : near;",
+        "return near;",
+        ("test_maps: reaches_minus_one", "test_rectified_codes: any_labels or codes_are_those"),
+    ),
+    Mutation(
+        "core-given-maximum-of-the-image",
+        "wrong index",
+        "spacing / static_cast<double>(map.class_max[b * map.num_classes + code]);",
+        "spacing / static_cast<double>(map.class_max[code]);",
+        ("test_maps: given_class_maximum", "test_rectified_codes: given_maxima"),
+    ),
+    Mutation(
+        "core-absent-class-of-the-image",
+        "wrong index",
+        "map.ranges[(b * map.num_classes + k) * z_length + z];",
+        "map.ranges[k * z_length + z];",
+        ("test_boundary_map",),
+    ),
+    Mutation(
+        "core-inside-offset",
+        "wrong sign",
+        "v = single ? F{} : splat(offset) - sqrt(own) * inside_spacing;",
+        "v = single ? F{} : splat(-offset) - sqrt(own) * inside_spacing;",
+        ("test_boundary_map: inside_offset",),
+    ),
+    Mutation(
+        "core-pixels-that-count-pile-up",
+        "wrong scope",
+        "if (count) count[b] = labels.pixels - ignored;",
+        "if (count) count[b] = labels.pixels - (sum.ignored + ignored);",
+        ("test_maps: ignored",),
+    ),
+    Mutation(
+        "core-place-of-a-late-bad-label",
+        "wrong offset",
+        "tally.first_bad = at + x + here.first_bad;",
+        "tally.first_bad = at + here.first_bad;",
+        ("test_bad_input: label_out_of_range or place_of_a_bad_label", "test_loss_inputs: bad_label"),
+    ),
+    Mutation(
+        "core-ignored-label-when-packed",
+        "ignored option",
+        "to[i] = skip ? ignored : static_cast<std::uint8_t>(from[i]);",
+        "to[i] = static_cast<std::uint8_t>(from[i]);",
+        ("test_service_labels",),
+    ),
+    Mutation(
+        "core-least-logit-for-the-largest",
+        "overflow",
+        "each([&](int k) { top = max(top, e[k]); });",
+        "each([&](int k) { top = min(top, e[k]); });",
+        ("test_loss_inputs: inf_and_nan", "test_loss: adding_a_constant"),
+    ),
+    Mutation(
+        "core-gradient-of-ignored-pixels",
+        "ignored option",
+        "each([&](int k) { e[k] = judge<float>(codes, e[k]); });",
+        "",
+        ("test_loss_inputs: ignored",),
+    ),
+    Mutation(
+        "core-outer-axis-of-strided-logits",
+        "wrong stride",
+        "offset += outer % size[a] * stride[a];",
+        "offset += outer * stride[a];",
+        ("test_loss_inputs: layout or channels_last_3d",),
+    ),
+    Mutation(
+        "core-scale-of-weighted-compact-maps",
+        "dropped factor",
+        "put(k, (e(k) * inverse) * ((z - loss) * scale));",
+        "put(k, (e(k) * inverse) * (z - loss));",
+        ("test_loss: class_scale or combination_of_options",),
+    ),
+    Mutation(
+        "core-value-below-minus-one",
+        "forgotten check",
+        "either(not_less(v, splat(0x1p-149f)), less(v, splat(-1.0f)))",
+        "not_less(v, splat(0x1p-149f))",
+        ("test_quantised: outside",),
+    ),
+    Mutation(
+        "core-bfloat16-cut-off",
+        "wrong rounding",
+        "store_bits(&to->bits, (u + 0x7fff + ((u >> 16) & 1)) >> 16);",
+        "store_bits(&to->bits, u >> 16);",
+        ("test_rectified_map: dense",),
+    ),
+    Mutation(
+        "core-class-scale-of-dense-maps",
+        "wrong index",
+        "const F scale = splat(map.class_scale ? map.class_scale[k] : 1.0f);",
+        "const F scale = splat(map.class_scale ? map.class_scale[b] : 1.0f);",
+        ("test_rectified_map: dense",),
+    ),
+    Mutation(
+        "core-wrong-signs-of-the-true-class",
+        "wrong sign",
+        "hit = (is_own & up) | (~is_own & hit);",
+        "hit = (is_own & hit) | (~is_own & hit);",
+        ("test_diagnostics_signs: rational or rectified_map_has_one or fraction",),
+    ),
+    Mutation(
+        "core-edges-of-reversed-axes",
+        "swapped axes",
+        "to[x * out_stride + z] = from[z * in_stride + x];",
+        "to[z * out_stride + x] = from[x * in_stride + z];",
+        ("test_formats: any_order",),
+    ),
+    Mutation(
+        "core-threads-after-a-fork",
+        "missing reset",
+        "void forget_pool() { pool = nullptr;",
+        "void forget_pool() {",
+        ("test_data_workers: parent_used_its_threads",),
+    ),
+]
+
+AREAS = {"core": CORE}
