@@ -20,7 +20,8 @@ class Mutation:
     Attributes:
         name: Of the mistake, as a list shows it.
         kind: What sort of mistake it is.
-        old: Text that stands once in the package. Any run of blanks in it stands for any other, line ends too.
+        old: Text that stands once in the package or its benchmarks. Any run of blanks in it stands for any other, line
+            ends too.
         new: What takes its place.
         tests: Names of test files, each followed by `: ` and what pytest's `-k` takes, unless all of its tests are
             meant.
@@ -51,12 +52,14 @@ class Planted:
 
 
 def plant(mutation: Mutation, package: Path) -> Planted:
-    """The one file of the package that holds the text of a mutation, changed.
+    """The one file of the package, or of its benchmarks, that holds the text of a mutation, changed.
 
     Raises:
         BrokenError: There is no such place, or there are several; or what comes of it is no Python.
     """
-    texts = {path: path.read_text() for path in sorted(package.rglob("*")) if path.suffix in SUFFIXES}
+    folders = (package, package.parent / "benchmarks")
+    paths = sorted(path for folder in folders for path in folder.rglob("*") if path.suffix in SUFFIXES)
+    texts = {path: path.read_text() for path in paths}
     for old, new in ((mutation.old, mutation.new), *mutation.instead):
         pattern = re.compile(r"\s+".join(map(re.escape, old.split())))
         found = [(path, match) for path, text in texts.items() for match in pattern.finditer(text)]

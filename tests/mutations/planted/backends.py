@@ -18,6 +18,12 @@ BACKENDS = [
         "reference.gradient_scale(problem, upstream, divide)",
         "reference.gradient_scale(problem, upstream, True)",
         ("test_autograd: half_precision", "test_loss: every_dtype"),
+        instead=(
+            (
+                "image_scale, pixel_scale = gradient_scale(problem, upstream, divide) image_sums",
+                "image_scale, pixel_scale = gradient_scale(problem, upstream, True)\n    image_sums",
+            ),
+        ),
     ),
     Mutation(
         "native-first-label-is-bad",
@@ -32,6 +38,12 @@ BACKENDS = [
         "(*[1.0] * (3 - axes), *spacing)",
         "(*spacing, *[1.0] * (3 - axes))",
         ("test_distance: spacing",),
+        instead=(
+            (
+                "spacing=problem.spacing, black_border=problem.black_border,",
+                "spacing=problem.spacing[::-1],\n        black_border=problem.black_border,",
+            ),
+        ),
     ),
     Mutation(
         "native-border-of-one-pass",
@@ -39,6 +51,12 @@ BACKENDS = [
         "bounded=black_border,",
         "bounded=False,",
         ("test_axis_pass",),
+        instead=(
+            (
+                "shape=lines if lines[2] != 1 else lines[:2], black_border=black_border)",
+                "shape=lines if lines[2] != 1 else lines[:2], black_border=False)",
+            ),
+        ),
     ),
     Mutation(
         "environment-before-the-argument",

@@ -144,6 +144,7 @@ CORE = [
         "store_bits(&to->bits, (u + 0x7fff + ((u >> 16) & 1)) >> 16);",
         "store_bits(&to->bits, u >> 16);",
         ("test_rectified_map: dense",),
+        instead=(("const I rounded = b + 0x7fff + ((b >> 16) & 1);", "const I rounded = b;"),),
     ),
     Mutation(
         "core-class-scale-of-dense-maps",

@@ -18,6 +18,7 @@ DATA = [
         "counts &= ~reference.is_label(found, ignored)",
         "counts |= reference.is_label(found, ignored)",
         ("test_data_volumes: ignored",),
+        instead=(("counts &= ~is_label(found, ignored)", "counts |= is_label(found, ignored)"),),
     ),
     Mutation(
         "box-that-ends-with-the-volume",
@@ -91,6 +92,12 @@ FORMATS = [
         'values = np.frombuffer(data, dtype).reshape(shape, order="F" if fortran else "C")',
         "values = np.frombuffer(data, dtype).reshape(shape)",
         ("test_formats: both_orders",),
+        instead=(
+            (
+                "values = np.lib.format.read_array(file, allow_pickle=False)",
+                "values = np.lib.format.read_array(file, allow_pickle=False).T.reshape(shape)",
+            ),
+        ),
     ),
     Mutation(
         "whole-numbers-that-wrap",
@@ -174,6 +181,9 @@ SCALE = [
         "here if known is None else np.maximum(known[1], here)",
         "here",
         ("test_scale: rectified_map_has_the_bits",),
+        instead=(
+            ("return largest.max(axis=axes, split_every=_WIDTH)", "return largest.min(axis=axes, split_every=_WIDTH)"),
+        ),
     ),
     Mutation(
         "ratio-of-two-axes",
@@ -216,6 +226,12 @@ SCALE = [
         "return torch.from_numpy(labels.view(_SIGNED[labels.dtype.itemsize]))",
         "return torch.from_numpy(labels.astype(np.int16))",
         ("test_scale: every_integer_type",),
+        instead=(
+            (
+                'return torch.from_numpy(labels.view(f"i{labels.dtype.itemsize}"))',
+                "return torch.from_numpy(labels.astype(np.int16))",
+            ),
+        ),
     ),
     Mutation(
         "squared-distances-of-a-volume",

@@ -81,6 +81,7 @@ LOSSES = [
         "in_place=not _graph_is_kept())",
         "in_place=True)",
         ("test_autograd: graph",),
+        instead=(("in_place=not mode.graph_is_kept())", "in_place=True)"),),
     ),
     Mutation(
         "divisor-of-the-second-derivative",

@@ -11,6 +11,12 @@ MAPS = [
         'checks.flag("squared", squared), checks.flag("black_border", black_border),',
         'checks.flag("black_border", black_border), checks.flag("squared", squared),',
         ("test_distance: black_border or squared",),
+        instead=(
+            (
+                'run_map("distance", problem, checks.flag("squared", squared), out=out',
+                'run_map("distance", problem, checks.flag("squared", squared) or black_border, out=out',
+            ),
+        ),
     ),
     Mutation(
         "mean-of-the-wrong-classes",
@@ -32,6 +38,7 @@ MAPS = [
         'MEASURED = ("rectified", "boundary")',
         'MEASURED = ("rectified",)',
         ("test_modules: family or spacing",),
+        instead=(("Family(boundary_map, measured=True, dense=True", "Family(boundary_map, dense=True"),),
     ),
     Mutation(
         "count-of-the-whole-map-for-a-crop",
@@ -88,6 +95,7 @@ MAPS = [
         "np.rint(part, out=part), casting=",
         "part, casting=",
         ("test_quantised: numpy",),
+        instead=(("values.double().mul_(-steps).round_()", "values.double().mul_(-steps)"),),
     ),
     Mutation(
         "zero-decoded-as-minus-zero",
@@ -95,6 +103,7 @@ MAPS = [
         "np.subtract(np.float32(0), part, out=part)",
         "np.negative(part, out=part)",
         ("test_quantised: numpy",),
+        instead=(("np.subtract(np.float32(0), written, out=written)", "np.negative(written, out=written)"),),
     ),
     Mutation(
         "strided-working-memory",
@@ -140,7 +149,12 @@ OPS = [
         "if bad_maximum >= 0 and class_max is not None:",
         "if bad_maximum > 0 and class_max is not None:",
         ("test_maps: positive_and_finite",),
-        instead=(("if bad_maximum >= 0:", "if bad_maximum > 0:"),),
+        instead=(
+            (
+                'if bad >= 0: raise BadInputError("class_max", bad)',
+                'if bad > 0:\n        raise BadInputError("class_max", bad)',
+            ),
+        ),
     ),
 ]
 

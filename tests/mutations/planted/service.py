@@ -18,6 +18,12 @@ SERVICE = [
         "self.ignore_index, self.black_border, self.options, self.class_max,",
         "self.ignore_index, self.options, self.class_max,",
         ("test_service_batching",),
+        instead=(
+            (
+                "dtype=dtype, slot=None, in_slot=False)",
+                "dtype=dtype, slot=None, in_slot=False, black_border=False)",
+            ),
+        ),
     ),
     Mutation(
         "repeated-keys-of-a-header",
@@ -32,6 +38,7 @@ SERVICE = [
         'fields.at_most("shape", max(shape[1:]), limits.axis, "pixels along an axis")',
         'fields.at_most("shape", min(shape[1:]), limits.axis, "pixels along an axis")',
         ("test_service_hostile: limits", "test_service_messages: limits"),
+        instead=(('("shape", max(found.shape[1:]), limits.axis,', '("shape", min(found.shape[1:]), limits.axis,'),),
     ),
     Mutation(
         "everybody-gets-the-first-map",
