@@ -71,7 +71,7 @@ class MapBuilder:
         if spacing is not None and spacing_key is not None:
             raise ValueError("spacing_key: expected None beside spacing, got " + checks.describe(spacing_key))
         spacing = checks.spacing_of_any_axes(spacing)
-        if class_max_key is not None and isinstance(maps, str) and maps != "rectified":
+        if class_max_key is not None and isinstance(maps, str) and not (maps in FAMILIES and FAMILIES[maps].divided):
             raise ValueError(f'class_max_key: expected None for maps={maps!r} (only "rectified" maps have a maximum)')
         self.label_key, self.map_key = label_key, map_key
         self.spacing, self.spacing_key, self.class_max_key = spacing, spacing_key, class_max_key

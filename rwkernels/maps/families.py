@@ -365,22 +365,25 @@ def rectify(
 
 
 class Family(NamedTuple):
-    """A kind of map that is made of labels alone, and what losses, loaders and stores have to know of it."""
+    """A kind of map that is made of labels alone, and what losses, loaders, stores and figures have to know of it."""
 
     build: Callable[..., Any]  # (labels, num_classes, ...): a `RectifiedMap`, or a tensor [B, K, *S] if `dense`
+    title: str  # the paper's name
     measured: bool = False  # it measures distances, and so takes `spacing` and `black_border`
-    dense: bool = False
+    divided: bool = False  # by the largest distance of every class, and so it takes `class_max`
+    dense: bool = False  # others are compact: the foreground varies, the background is one number
+    bounded: bool = True  # the foreground lies in [-1, 0], with a `beta` in [0, 1] where there is one
     options: tuple[str, ...] = ()  # the numbers that it takes besides
 
     def fits_codes(self, options: Mapping[str, float]) -> bool:
-        """Whether all foreground values, of a map with these options, lie in [-1, 0]: see `quantised`."""
-        return not self.dense and 0 <= options.get("beta", 1.0) <= 1
+        """Whether all foreground values, of a map with these options, have codes: see `quantised`."""
+        return not self.dense and self.bounded and 0 <= options.get("beta", 1.0) <= 1
 
 
 FAMILIES = {
-    "rectified": Family(rectified_map, measured=True),
-    "boundary": Family(boundary_map, measured=True, dense=True, options=("absent", "inside_offset")),
-    "active_contour": Family(active_contour_map),
-    "constant": Family(constant_map, options=("alpha", "beta")),
+    "rectified": Family(rectified_map, "RRW", measured=True, divided=True),
+    "boundary": Family(boundary_map, "RW-Boundary", measured=True, dense=True, options=("absent", "inside_offset")),
+    "active_contour": Family(active_contour_map, "RW-AC"),
+    "constant": Family(constant_map, "Constant", options=("alpha", "beta")),
 }
-"""By the name that losses, loaders, stores, the service and integrations know them by."""
+"""By the name that losses, loaders, stores, the service and integrations know them by. Messages list them in order."""

@@ -182,10 +182,10 @@ def _draw(
         grid[row][0].set_ylabel(name, size=style.SIZE, color=style.TEXT)
     for column, (family, of_classes) in enumerate(values.items(), start=1):
         own = [line[column] for line in grid]
-        text = distance if family == "boundary" else "map value"
-        limits = (-1.0, 1.0) if family == "rectified" else (np.min(of_classes), np.max(of_classes))
+        text = distance if FAMILIES[family].dense else "map value"
+        limits = (-1.0, 1.0) if FAMILIES[family].divided else (np.min(of_classes), np.max(of_classes))
         _show_family(figure, own, of_classes, aspect, limits, text, bars[column] if bars else None)
-    titles = ["Labels", *(style.NAMES[family] for family in values)]
+    titles = ["Labels", *(FAMILIES[family].title for family in values)]
     style.letters(grid[0], titles)
     return figure
 

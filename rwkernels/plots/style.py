@@ -25,9 +25,6 @@ TEXT, QUIET, FRAME, GRID = "#1A1F24", "#4A5560", "#8B96A1", "#DDE2E7"
 SIZE = 8.0
 """Points of all text but what is smaller on purpose: what journals ask for."""
 
-NAMES = {"rectified": "RRW", "boundary": "RW-Boundary", "active_contour": "RW-AC", "constant": "Constant"}
-"""The paper's names of the map families."""
-
 FORMATS = ("svg", "pdf", "eps", "png")
 
 

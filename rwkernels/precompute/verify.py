@@ -87,6 +87,8 @@ def _pairs(
         foreground, class_max = rectified(labels, settings, spacing)
         largest = np.asarray(kept["class_max"], dtype=float)
         pairs.append(("class_max", largest, class_max, _RELATIVE * max(float(class_max.max(initial=0.0)), 1.0)))
+    elif settings.maps not in ("active_contour", "constant"):
+        raise ValueError(f"maps: expected a family that SciPy can repeat, got {settings.maps!r}")
     else:
         value = -settings.options.get("beta", 1.0) if settings.maps == "constant" else 0.0
         foreground = np.where(labels == _ignored(settings), 0.0, value)

@@ -249,8 +249,8 @@ def request(header: Mapping[str, Any], payload: memoryview, limits: Limits) -> R
     _one_of("answer", found.answer, answers_of(found.family))
     for name in found.options:
         _one_of("options", name, family.options)
-    if found.class_max and found.family != "rectified":
-        raise MalformedError('class_max: expected none but for "rectified" maps')
+    if found.class_max and not family.divided:
+        raise MalformedError("class_max: expected none for a map that is not divided by distances")
     if not family.measured and (found.black_border or found.spacing is not None):
         raise MalformedError("spacing, black_border: expected null and false for a map without distances")
     if found.spacing is not None:
