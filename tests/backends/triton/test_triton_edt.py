@@ -25,7 +25,8 @@ only_sm_90 = pytest.mark.parametrize("device", [90], indirect=True, ids=["sm_90"
 LABEL_DTYPES = [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64]
 
 
-@pytest.fixture(scope="module", params=[80, 90], ids=["sm_80", "sm_90"])
+# sm_80 has no DPX instructions: the tests that give it and sm_90 their share of the cases show what it has instead.
+@pytest.fixture(scope="module", params=[90, pytest.param(80, marks=pytest.mark.thorough)], ids=["sm_90", "sm_80"])
 def device(request):
     from ptx.driver import emulated_device
 
@@ -56,7 +57,7 @@ def _squares(labels, **options):
     return scipy_distance(labels, **options).square().round().float()
 
 
-@pairwise(device=[80, 90], name=[*SCENES, "corner"], shape=SHAPES)
+@pairwise(name=[*SCENES, "corner"], shape=SHAPES)
 def test_squared_distances_are_the_integers_of_scipy(name, shape, device):
     labels = _labels(name, shape)
     assert torch.equal(_distance(labels, squared=True), _squares(labels))

@@ -25,22 +25,19 @@ LONG = ["thread_count", "scaled_loss_do_not_flush", "every_option", "finite_diff
 # Of distances and maps: what the emulator of PTX does not repeat in `test_triton_edt.py`.
 MAPS = [
     "step_along_each_axis",
-    "lowest_and_highest",
     "units_of_spacing",
     "empty",
     "hand_computes",
-    "common_factor",
     "given_class_maximum",
     "everything_is_ignored",
     "flat_maps",
     "out_of_range",
-    "scaling_classes",
 ]
 
 
 # And of the comparisons with SciPy, isotropic and not, those that take seconds.
 SCIPY = (
-    "(what_scipy_gives_class_by_class or spacing_is_one_number) and (13x37 or 5x70 or 1x9x17) and "
+    "(what_scipy_gives_class_by_class or spacing_is_one_number) and (13x37 or 5x70) and "
     "(random or blobs or one-odd-pixel or uniform)"
 )
 
@@ -79,4 +76,4 @@ def test_the_interpreted_kernels_pass_the_tests_of(files, ours, at_least):
 
 
 def test_the_interpreted_kernels_pass_what_is_left_to_them_of_distances_and_maps():
-    _run(["distance", "maps", "scaling", "boundary_map"], f"triton and ({' or '.join([*MAPS, SCIPY])})", 42)
+    _run(["distance", "maps", "boundary_map"], f"triton and ({' or '.join([*MAPS, SCIPY])})", 33)
