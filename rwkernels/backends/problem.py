@@ -99,8 +99,11 @@ class BadInputError(ValueError):
     """
 
     def __init__(self, argument: str, index: int) -> None:
-        super().__init__(f"{argument}: a bad value at flat index {index}")
+        super().__init__(argument, index)
         self.argument, self.index = argument, index
+
+    def __str__(self) -> str:
+        return f"{self.argument}: bad value at flat index {self.index}"
 
 
 # --- labels ---------------------------------------------------------------------------------------------------

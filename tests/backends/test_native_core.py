@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 import torch
 from loss_cases import needs_native
-from rwkernels.backends.errors import BadInput
 
 from rwkernels.backends import native
+from rwkernels.backends.native.compiled import address, checked
+from rwkernels.backends.problem import BadInputError
 
 pytestmark = needs_native
 SHAPE, K = (2, 3, 300, 257), 3  # pixels enough for every thread to be woken
@@ -24,7 +25,7 @@ def map_problem(image: torch.Tensor, class_max: torch.Tensor | None = None, **ch
         "spacing": (),
         "black_border": False,
         "num_classes": K,
-        "class_max": native.address(class_max),
+        "class_max": address(class_max),
         "ignore": None,
         "validate": True,
         "threads": 1,
@@ -109,10 +110,10 @@ def test_the_first_bad_maximum_of_a_present_class_is_named(threads):
 def test_what_the_core_raises_becomes_what_every_backend_raises():
     labels, place = bad_labels()
     out = torch.empty(SHAPE)
-    with pytest.raises(BadInput, match=f"^labels: bad value at flat index {place}$") as caught:
-        native.checked(native.core().rectified, map_problem(labels), field=out.data_ptr(), count=0)
+    with pytest.raises(BadInputError, match=f"^labels: bad value at flat index {place}$") as caught:
+        checked(native.core().rectified, map_problem(labels), field=out.data_ptr(), count=0)
     for same in (caught.value, copy.copy(caught.value), pickle.loads(pickle.dumps(caught.value))):
-        assert (type(same), same.argument, same.index) == (BadInput, "labels", place)
+        assert (type(same), same.argument, same.index) == (BadInputError, "labels", place)
 
 
 def test_nothing_but_a_problem_is_taken_by_its_place():
