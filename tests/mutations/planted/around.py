@@ -65,11 +65,11 @@ DIAGNOSTICS = [
         ("test_diagnostics_signs: principle or tolerance",),
     ),
     Mutation(
-        "values-that-are-no-numbers",
-        "wrong operator",
+        "ignored-pixels-break-the-principle",
+        "ignored option",
         "unequal = counts & ~(highest - lowest <= tolerance)",
-        "unequal = counts & (highest - lowest > tolerance)",
-        ("test_diagnostics_signs: principle or tolerance or bad_labels",),
+        "unequal = ~(highest - lowest <= tolerance)",
+        ("test_diagnostics_signs: tolerance",),
     ),
     Mutation(
         "fraction-over-all-pixels",
@@ -83,7 +83,7 @@ DIAGNOSTICS = [
         "off by one",
         "torch.bincount(found + 1, minlength=num_classes + 2)[1:]",
         "torch.bincount(found + 1, minlength=num_classes + 1)[1:]",
-        ("test_diagnostics_signs: histogram", "test_plots"),
+        ("test_diagnostics_signs: histogram", "test_documents: diagnostics"),
     ),
     Mutation(
         "gradient-on-the-simplex",

@@ -44,7 +44,7 @@ CORE = [
         "core-columns-beside-the-last",
         "wrong stride",
         "padded[y * tile_width + i] = labels[y * c.stride + x + (i < width ? i : width - 1)];",
-        "padded[y * tile_width + i] = labels[y * c.width + x + (i < width ? i : width - 1)];",
+        "padded[y * tile_width + i] = labels[y * c.n + x + (i < width ? i : width - 1)];",
         ("test_distance: scipy_gives or spacing_is_one_number_per_axis",),
     ),
     Mutation(
@@ -66,7 +66,7 @@ CORE = [
         "wrong index",
         "spacing / static_cast<double>(map.class_max[b * map.num_classes + code]);",
         "spacing / static_cast<double>(map.class_max[code]);",
-        ("test_maps: given_class_maximum", "test_rectified_codes: given_maxima"),
+        ("test_maps: maxim", "test_rectified_codes: given_maxima", "test_data_batches: largest"),
     ),
     Mutation(
         "core-absent-class-of-the-image",
@@ -168,11 +168,11 @@ CORE = [
         ("test_formats: any_order",),
     ),
     Mutation(
-        "core-threads-after-a-fork",
-        "missing reset",
-        "void forget_pool() { pool = nullptr;",
-        "void forget_pool() {",
-        ("test_data_workers: parent_used_its_threads",),
+        "core-caller-that-does-not-wait",
+        "missing wait",
+        "done_.wait(lock, [this] { return running_ == 0; });",
+        "",
+        ("test_distance: any_number_of_threads", "test_loss: any_thread_count"),
     ),
 ]
 
