@@ -38,7 +38,7 @@ MAPS = [
         'MEASURED = ("rectified", "boundary")',
         'MEASURED = ("rectified",)',
         ("test_modules: family or spacing",),
-        instead=(("Family(boundary_map, measured=True, dense=True", "Family(boundary_map, dense=True"),),
+        instead=(('Family(boundary_map, "RW-Boundary", measured=True,', 'Family(boundary_map, "RW-Boundary",'),),
     ),
     Mutation(
         "count-of-the-whole-map-for-a-crop",
