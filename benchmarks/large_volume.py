@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
 
 def make_labels(path: Path, size: int) -> None:
@@ -47,11 +48,6 @@ def make_labels(path: Path, size: int) -> None:
         labels[z : z + len(slab)] = slab
 
 
-def _io() -> dict[str, int]:
-    lines = Path("/proc/self/io").read_text().splitlines()
-    return {name: int(value) for name, value in (line.split(": ") for line in lines)}
-
-
 def _peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
@@ -66,12 +62,12 @@ def transform(folder: Path, limit: int, memory: str, workers: int) -> dict[str, 
     from rwkernels.scale.volumes import make_job
 
     labels = zarr.open_array(str(folder / "labels.zarr"), mode="r")
-    before, at_start, start = _io(), _peak(), time.perf_counter()
+    before, at_start, start = psutil.Process().io_counters(), _peak(), time.perf_counter()
     with Profiler() as profiler:
         scale.distance_transform_zarr(
             labels, folder / "distances.zarr", memory=memory, workers=workers, overwrite=True, scratch=folder
         )
-    seconds, after = time.perf_counter() - start, _io()
+    seconds, after = time.perf_counter() - start, psutil.Process().io_counters()
     of_task: dict[str, float] = defaultdict(float)
     for task in profiler.results:
         name = task.key[0] if isinstance(task.key, tuple) else task.key
@@ -86,8 +82,8 @@ def transform(folder: Path, limit: int, memory: str, workers: int) -> dict[str, 
         "tile": job.plan.tile,
         "task_bytes": job.plan.task_bytes,
         "plain_traffic": job.plan.traffic(labels.dtype.itemsize),
-        "packed_read": after["rchar"] - before["rchar"],
-        "packed_written": after["wchar"] - before["wchar"],
+        "packed_read": after.read_chars - before.read_chars,
+        "packed_written": after.write_chars - before.write_chars,
         "seconds_of_tasks": {name: spent for name, spent in of_task.items() if spent > 0.01},
     }
 

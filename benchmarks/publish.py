@@ -35,10 +35,7 @@ TITLES = {**page.TITLES, "ratios": "Times faster than the named peer", "roofline
 
 
 def _by_threads(found: Sequence[Found]) -> dict[int, list[Found]]:
-    groups: dict[int, list[Found]] = {}
-    for each in found:
-        groups.setdefault(each.row.threads, []).append(each)
-    return dict(sorted(groups.items()))
+    return dict(sorted(results.grouped(found, lambda each: each.row.threads).items()))
 
 
 # From so many classes on a row is told apart: SciPy's time grows with them, ours does not.

@@ -1,12 +1,16 @@
-"""What the commands of the package share: how they end, what they say is missing, and the values of options."""
+"""What the commands share: how they end, what they say is missing, the values of options, and how workers start."""
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
+import multiprocessing
 import os
+import signal
 import sys
+import threading
 from collections.abc import Sequence
+from multiprocessing.connection import wait
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C: 128 + SIGINT, as shells report it."""
@@ -36,3 +40,20 @@ def positive(text: str) -> int:
 def processors() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def start_worker(threads: int) -> None:
+    """In a process of a pool: as many threads as it may use, and no life without the process that it works for."""
+    import torch
+
+    torch.set_num_threads(threads)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the one that waits ends the others
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    # A process that is killed cannot end its workers: each ends itself.
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)

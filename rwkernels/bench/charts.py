@@ -11,23 +11,28 @@ from typing import Any
 from rwkernels.bench.drawing import FOURTH, OTHER, OURS, PAPER, PEER, QUIET, TEXT, THIRD, Page, subplots
 from rwkernels.bench.harness import COPIES
 from rwkernels.bench.names import COMPACT, COMPACT_REUSED, CUCIM, DENSE, EAGER, EDT_FINISH, REUSED, SCIPY
-from rwkernels.bench.results import Row, Run, threads_text
+from rwkernels.bench.results import Row, Run, grouped, threads_text
 from rwkernels.bench.summary import HEADLINES, best_threads, bytes_text, found, number, seconds_text
 
 
 def _logarithmic_ratios(axes: Any, low: float, high: float, page: Page) -> None:
-    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
-
     axes.set_xscale("log")
     steps = (0.1, 1, 10, 100, 1000, 10000) if page.narrow else (0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000, 3000, 10000)
-    ticks = [step for step in steps if low <= step <= high]
-    axes.xaxis.set_major_locator(FixedLocator(ticks))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}×"))
+    axes.set_xticks([step for step in steps if low <= step <= high])
+    axes.minorticks_off()
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}×")
     axes.set_xlim(low, high)
+    _without_y(axes)
+
+
+def _without_y(axes: Any) -> None:
     axes.grid(visible=False, axis="y")
     axes.spines["left"].set_visible(False)
     axes.tick_params(axis="y", length=0)
+
+
+def _seconds(value: float, _: Any) -> str:
+    return seconds_text(value)
 
 
 # --- bars of ratios --------------------------------------------------------------------------------------------
@@ -115,11 +120,9 @@ def _faces(run: Run, device: str) -> list[tuple[str, list[Row]]]:
     wanted = (("rectified map", 2), ("boundary map", 1), ("loss", 2), ("labels to gradient, boundary", 1))
     shown = []
     for family, most in wanted:
-        listed: dict[str, list[Row]] = {}
-        for row in run.of_family(family):
-            if row.threads == best_threads(run, device) and row.device == device and row.pattern != "random":
-                listed.setdefault(row.case, []).append(row)
-        shown += list(listed.items())[:most]
+        rows = [row for row in run.of_family(family) if row.threads == best_threads(run, device)]
+        rows = [row for row in rows if row.device == device and row.pattern != "random"]
+        shown += list(grouped(rows, lambda row: row.case).items())[:most]
     return shown
 
 
@@ -144,7 +147,7 @@ def time_bars(run: Run, device: str = "cpu") -> Callable[[Page], Any] | None:
 
 
 def _contenders(axes: Any, case: str, rows: Sequence[Row], page: Page) -> None:
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+    from matplotlib.ticker import LogLocator
 
     timed = sorted((row for row in rows if row.ranked), key=lambda row: row.median)
     listed = [*timed, *(row for row in rows if not row.ranked)]
@@ -172,11 +175,9 @@ def _contenders(axes: Any, case: str, rows: Sequence[Row], page: Page) -> None:
     axes.set_xlim(least, (timed[-1].median if timed else 1e-3) * 6)
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.xaxis.set_major_locator(LogLocator(numticks=5 if page.narrow else 6))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: seconds_text(value)))
-    axes.grid(visible=False, axis="y")
-    axes.tick_params(axis="y", length=0)
-    axes.spines["left"].set_visible(False)
+    axes.minorticks_off()
+    axes.xaxis.set_major_formatter(_seconds)
+    _without_y(axes)
     title = pretty(case)
     axes.set_title(title if len(title) < 36 else title.replace(": ", ":\n"), loc="left", fontsize=11.5)
 
@@ -225,7 +226,7 @@ def curves(run: Run, device: str = "cpu") -> Callable[[Page], Any] | None:
 
 
 def _curve(axes: Any, panel: str, lines: dict[str, list[Row]]) -> None:
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+    from matplotlib.ticker import LogLocator
 
     for contender, rows in lines.items():
         colour, marker, style = _LINES[contender]
@@ -239,15 +240,13 @@ def _curve(axes: Any, panel: str, lines: dict[str, list[Row]]) -> None:
     axes.set_yscale("log")
     low, high = axes.get_ylim()
     axes.set_ylim(low / 1.5, high * (high / low) ** (0.12 + 0.1 * len(lines)))
-    plain = FuncFormatter(lambda value, _: f"{value:g}")
     if rows[0].axis != "pixels":
         values = sorted({row.axis_value for listed in lines.values() for row in listed})
         axes.set_xticks(values if len(values) < 7 else values[::2])
-        axes.xaxis.set_major_formatter(plain)
-    axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.yaxis.set_major_locator(LogLocator(numticks=6))
-    axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: seconds_text(value)))
+    axes.minorticks_off()
+    axes.yaxis.set_major_formatter(_seconds)
     family, axis, *rest = panel.split(", ")
     axes.set_title(
         f"{'rectified map' if family == 'map' else 'loss and gradient'}, {axis}{' ' + rest[0] if rest else ''}"
@@ -278,8 +277,6 @@ def roofline(run: Run, device: str = "cpu") -> Callable[[Page], Any] | None:
         return None
 
     def draw(page: Page) -> Any:
-        from matplotlib.ticker import FuncFormatter, NullLocator
-
         figure, ((axes,),) = subplots(page, 5.6 if not page.narrow else 5.4)
         axes.plot(
             *zip(*copies, strict=True), color=TEXT, linewidth=1.6, label="a copy of as many bytes, measured in turns"
@@ -293,10 +290,9 @@ def roofline(run: Run, device: str = "cpu") -> Callable[[Page], Any] | None:
         axes.set_yscale("log")
         low, high = axes.get_ylim()
         axes.set_ylim(low, high * (high / low) ** 0.28)
-        axes.xaxis.set_minor_locator(NullLocator())
-        axes.yaxis.set_minor_locator(NullLocator())
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: bytes_text(value, "g")))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: seconds_text(value)))
+        axes.minorticks_off()
+        axes.xaxis.set_major_formatter(lambda value, _: bytes_text(value, "g"))
+        axes.yaxis.set_major_formatter(_seconds)
         axes.set_xlabel("bytes that have to be read and written")
         axes.set_title(f"time, {threads_text(count)}" if device == "cpu" else "time")
         axes.legend(loc="upper left", fontsize=10, labelcolor=QUIET)
@@ -307,12 +303,9 @@ def roofline(run: Run, device: str = "cpu") -> Callable[[Page], Any] | None:
 
 def _copies(rows: Sequence[Row]) -> list[tuple[float, float]]:
     """Copies of similarly many bytes, four groups a decade, each as its median."""
-    groups: dict[int, list[tuple[float, float]]] = {}
-    for row in rows:
-        if row.ranked:
-            groups.setdefault(round(4 * math.log10(row.moved)), []).append((row.moved, row.median))
+    groups = grouped([row for row in rows if row.ranked], lambda row: round(4 * math.log10(row.moved)))
     return [
-        (statistics.median(x for x, _ in group), statistics.median(y for _, y in group))
+        (statistics.median(row.moved for row in group), statistics.median(row.median for row in group))
         for _, group in sorted(groups.items())
     ]
 

@@ -46,19 +46,6 @@ class HostClock:
         return {}
 
 
-class Event(Protocol):
-    """What is used of `torch.cuda.Event`."""
-
-    def record(self) -> Any:
-        """Notes the time when the stream gets here."""
-
-    def synchronize(self) -> Any:
-        """Waits until the stream got here."""
-
-    def elapsed_time(self, other: Any, /) -> Any:
-        """Milliseconds from this event to `other`."""
-
-
 @dataclass
 class StreamClock:
     """Two events around the call; before it, a buffer larger than the L2 cache is written, outside of the timing.
@@ -67,7 +54,7 @@ class StreamClock:
     events and counts. The parts are arguments so that the order of things can be tested without a GPU.
     """
 
-    new_event: Callable[[], Event]
+    new_event: Callable[[], torch.cuda.Event]
     flush: Callable[[], object]
     synchronize: Callable[[], object]
     read_clocks: Callable[[], dict[str, Any]] = field(default=dict)

@@ -10,7 +10,7 @@ from rwkernels.bench import charts, drawing, table
 from rwkernels.bench.compare import Change
 from rwkernels.bench.harness import EFFORTS
 from rwkernels.bench.registry import LINEAR
-from rwkernels.bench.results import Row, Run, threads_text
+from rwkernels.bench.results import Row, Run, grouped, threads_text
 from rwkernels.bench.summary import best_threads, bytes_text, caveats, goals, losing, sentence, told
 from rwkernels.pages import counted
 
@@ -59,11 +59,8 @@ def _about(rows: Sequence[Row]) -> str:
 
 def _families(run: Run) -> list[tuple[str, str, list[tuple[str, str, pages.Table]]]]:
     """Every row: a family, how many cases it has, and for each its name, its input and its table."""
-    families: dict[str, list[Row]] = {}
-    for row in run.rows:
-        families.setdefault("scaling" if row.curve else row.family, []).append(row)
     found = []
-    for family, listed in families.items():
+    for family, listed in grouped(run.rows, lambda row: "scaling" if row.curve else row.family).items():
         cases = table.by_case(listed)
         tables = [(charts.pretty(case), _about(rows), table.of_case(rows)) for case, rows in cases.items()]
         found.append((family, counted(len(cases), "case"), tables))

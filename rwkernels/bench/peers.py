@@ -88,8 +88,8 @@ def _edt(given: tuple[Mask, Spacing]) -> Iterator[Any]:
     return (transform(mask, anisotropy=steps, parallel=threads) for mask in masks)
 
 
-def _monai(given: tuple[Mask, Spacing]) -> Iterator[Any]:
-    """All classes of an image are the channels of one call; MONAI hands each to SciPy."""
+def _monai(given: tuple[Any, Spacing]) -> Iterator[Any]:
+    """All classes of an image are the channels of one call; MONAI asks SciPy, on a GPU cuCIM if it is there."""
     transform = importlib.import_module("monai.transforms.utils").distance_transform_edt
     masks, spacing = given
     return iter(transform(masks, sampling=None if spacing is None else list(spacing)))
@@ -172,13 +172,6 @@ def _masks_on_cuda(masks: Mask, spacing: Spacing) -> tuple[Any, Spacing]:
     return torch.from_numpy(masks).cuda(), spacing
 
 
-def _monai_cuda(given: tuple[Any, Spacing]) -> Iterator[Any]:
-    """With tensors on a GPU MONAI asks cuCIM, and SciPy where cuCIM is missing."""
-    transform = importlib.import_module("monai.transforms.utils").distance_transform_edt
-    masks, spacing = given
-    return iter(transform(masks, sampling=None if spacing is None else list(spacing)))
-
-
 def _sam3(given: tuple[Any, Spacing]) -> Iterator[Any]:
     """Its transform in Triton takes a batch of planar images, and one row or column a program."""
     return iter(importlib.import_module("sam3.model.edt").edt_triton(given[0]))
@@ -202,7 +195,7 @@ GPU_LIBRARIES = {
     for library in (
         Library(CUCIM, _CUCIM, _on_cupy, _cupy_like(_CUCIM), device="cuda"),
         Library(CUPY, "cupyx.scipy.ndimage", _on_cupy, _cupy_like("cupyx.scipy.ndimage"), device="cuda"),
-        Library(MONAI, "monai.transforms.utils", _masks_on_cuda, _monai_cuda, device="cuda"),
+        Library(MONAI, "monai.transforms.utils", _masks_on_cuda, _monai, device="cuda"),
         Library(SAM3, "sam3.model.edt", _masks_on_cuda, _sam3, planar_only=True, device="cuda"),
     )
 }  # fmt: skip

@@ -12,11 +12,11 @@ import importlib
 import json
 import math
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
@@ -26,6 +26,9 @@ from rwkernels.pages import counted
 
 FORMAT = 1
 _DIGITS = 5
+
+T = TypeVar("T")
+K = TypeVar("K")
 
 
 @dataclass(frozen=True)
@@ -154,6 +157,14 @@ class Run:
     def of_family(self, family: str) -> list[Row]:
         """The rows of a family, in the order in which they were measured."""
         return [row for row in self.rows if row.family == family]
+
+
+def grouped(items: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:
+    """The items by what `key` gives for them, in the order in which it gave each first."""
+    groups: dict[K, list[T]] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
+    return groups
 
 
 def threads_text(count: int) -> str:
@@ -302,12 +313,9 @@ def _key(row: Row) -> tuple[str, str, int, str]:
 
 def with_curves(rows: Sequence[Row]) -> tuple[list[Row], list[Curve]]:
     """The curves of all rows that lie on one, and the rows with the exponents filled in."""
-    groups: dict[tuple[str, str, int, str], list[Row]] = {}
-    for row in rows:
-        if row.curve and row.ranked and row.contender not in COPIES:
-            groups.setdefault(_key(row), []).append(row)
+    points = [row for row in rows if row.curve and row.ranked and row.contender not in COPIES]
     curves, exponents = [], {}
-    for key, group in groups.items():
+    for key, group in grouped(points, _key).items():
         used = [row for row in group if row.fitted]
         if len({row.axis_value for row in used}) < 2:
             continue

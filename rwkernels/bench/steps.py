@@ -36,6 +36,12 @@ def class_map(library: peers.Library, image: Tensor, num_classes: int, family: s
     return maps
 
 
+def paper_loss(library: peers.Library, family: str, x: Tensor, images: Tensor, spacing: Spacing = None) -> Tensor:
+    """The paper's way: the maps of the batch from its labels, then `(softmax * map).mean()`."""
+    maps = [class_map(library, image, x.shape[1], family, spacing) for image in images]
+    return plain_loss(x, torch.from_numpy(np.stack(maps)).to(x.device))
+
+
 def step_makers(task: Task, family: str, device: str) -> dict[str, Maker]:
     """Labels to gradient, everything that happens anew at every step included."""
     x = logits(task, device=device)
@@ -51,14 +57,7 @@ def step_makers(task: Task, family: str, device: str) -> dict[str, Maker]:
         return training_step(name, lambda x: loss(x, image), x, check_map)
 
     def usual(name: str, library: str) -> Contender:
-        """The paper's way: on every step the maps of the batch from its labels, then `(softmax * map).mean()`."""
-        transform = peers.library(library, "cpu")
-        images = labels(task)
-
-        def step(x: Tensor) -> Tensor:
-            maps = [class_map(transform, each, task.num_classes, family, task.spacing) for each in images]
-            return plain_loss(x, torch.from_numpy(np.stack(maps)).to(x.device))
-
+        step = partial(paper_loss, peers.library(library, "cpu"), family, images=labels(task), spacing=task.spacing)
         return training_step(name, step, x, check_map)
 
     def monai(name: str) -> Contender:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from rwkernels.bench import harness, names
 from rwkernels.bench.harness import COPIES, FAILED, MISSING, WRONG, Measured
-from rwkernels.bench.results import Ratio, Row, Run, threads_text
+from rwkernels.bench.results import Ratio, Row, Run, grouped, threads_text
 
 
 @dataclass(frozen=True)
@@ -177,12 +177,9 @@ def raced(run: Run) -> list[tuple[Row, Row]]:
 
     Copies are a floor and no rival; the reference backend is what the others are compared with, and meant to be slow.
     """
-    races: dict[tuple[str, int, str], list[Row]] = {}
-    for row in run.rows:
-        if row.ranked:
-            races.setdefault((row.case, row.threads, row.device), []).append(row)
+    ranked = [row for row in run.rows if row.ranked]
     listed = []
-    for rows in races.values():
+    for rows in grouped(ranked, lambda row: (row.case, row.threads, row.device)).values():
         others = [row for row in rows if not row.ours and row.contender not in COPIES]
         fastest = min(others, key=lambda row: row.median, default=None)
         if fastest is not None:
@@ -215,11 +212,8 @@ def goals(run: Run) -> tuple[int, int]:
 
 def unranked(run: Run) -> list[tuple[str, str, list[Row]]]:
     """Contenders that were not timed: name, verdict with its reason, and where."""
-    groups: dict[tuple[str, str], list[Row]] = {}
-    order = {WRONG: 0, FAILED: 1, MISSING: 2}
-    for row in sorted(run.rows, key=lambda row: order.get(row.verdict, 3)):
-        if row.verdict in order:
-            groups.setdefault((row.contender, f"{row.verdict}: {row.reason}"), []).append(row)
+    rows = [row for verdict in (WRONG, FAILED, MISSING) for row in run.rows if row.verdict == verdict]
+    groups = grouped(rows, lambda row: (row.contender, f"{row.verdict}: {row.reason}"))
     return [(name, reason, rows) for (name, reason), rows in groups.items()]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from rwkernels.bench.charts import pretty
 from rwkernels.bench.compare import Change
 from rwkernels.bench.registry import Case
-from rwkernels.bench.results import Curve, Ratio, Row, Run, threads_text
+from rwkernels.bench.results import Curve, Ratio, Row, Run, grouped, threads_text
 from rwkernels.bench.summary import bytes_text, caveats, goals, losing, missed, number, seconds_text, sentence, unranked
 from rwkernels.pages import Mark, Table
 
@@ -56,10 +56,7 @@ def cells(row: Row) -> list[str]:
 
 def by_case(rows: Iterable[Row]) -> dict[str, list[Row]]:
     """Rows by the name of their case."""
-    found: dict[str, list[Row]] = {}
-    for row in rows:
-        found.setdefault(row.case, []).append(row)
-    return found
+    return grouped(rows, lambda row: row.case)
 
 
 def of_case(rows: Sequence[Row]) -> Table:

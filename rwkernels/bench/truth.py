@@ -5,14 +5,15 @@ from __future__ import annotations
 import importlib
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from rwkernels.bench.inputs import Task, labels, labels_plus_one, odd_pixel, positions
@@ -200,6 +201,10 @@ def dense_mismatch(found: Any, task: Task) -> str | None:
     return None
 
 
+Part = tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]
+"""Some of the logits and of the gradient, and the loss of those logits; the losses of all parts add up."""
+
+
 def _runs(logits: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """All of them flat over the pixels, a run of pixels at a time, so that float64 copies stay small."""
     flat = [tensor.detach().cpu().flatten(2) for tensor in (logits, *others)]
@@ -207,15 +212,19 @@ def _runs(logits: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
     return zip(*[tensor.split(run, 2) for tensor in flat], strict=True)
 
 
-def _off(so_far: float, difference: Tensor) -> float:
-    """The larger of `so_far` and what is in `difference`; infinite if that is not finite (`max` drops a NaN)."""
-    found = float(difference.abs().max())
-    return max(so_far, found) if math.isfinite(found) else math.inf
-
-
-def _judged(loss: float, expected_loss: float, worst: float, largest: float, tolerance: float) -> str | None:
-    if not abs(loss - expected_loss) <= tolerance * max(abs(expected_loss), 1e-2):
-        return f"loss {loss} instead of {expected_loss}"
+def _step_mismatch(loss: float, parts: Iterable[Part], tolerance: float, scale: float) -> str | None:
+    """How a loss and its gradient, taken `scale` times, differ from what autograd finds in float64, part by part."""
+    total, worst, largest = 0.0, 0.0, 0.0
+    for logits, gradient, loss_of in parts:
+        x = logits.double().requires_grad_()
+        value = loss_of(x)
+        (expected,) = torch.autograd.grad(scale * value, x)
+        total += float(value.detach())
+        off = float((gradient - expected).abs().max())
+        worst = max(worst, off) if math.isfinite(off) else math.inf  # `max` drops a NaN
+        largest = max(largest, float(expected.abs().max()))
+    if not abs(loss - total) <= tolerance * max(abs(total), 1e-2):
+        return f"loss {loss} instead of {total}"
     if not math.isfinite(worst):
         return "the gradient is not finite"
     if not worst <= tolerance * largest:
@@ -226,49 +235,33 @@ def _judged(loss: float, expected_loss: float, worst: float, largest: float, tol
 def loss_mismatch(
     loss: float, gradient: Tensor, logits: Tensor, maps: Tensor | None, tolerance: float = 1e-5, scale: float = 1.0
 ) -> str | None:
-    """How a mean loss and its gradient, taken `scale` times, differ from the reference in float64."""
+    """How a mean loss and its gradient, taken `scale` times, differ from Eq. 1 in float64."""
     if maps is None:
         return None
-    from rwkernels.backends import reference
-
-    total, worst, largest = 0.0, 0.0, 0.0
-    for x, z, g in _runs(logits, maps, gradient):
-        x, z = x.double(), z.double()
-        total += float(reference.pixel_loss(x, z).sum())
-        expected = reference.pixel_gradient(x, z).mul_(scale / logits.numel())
-        worst = _off(worst, g - expected)
-        largest = max(largest, float(expected.abs().max()))
-    return _judged(loss, total / logits.numel(), worst, largest, tolerance)
+    runs = _runs(logits, gradient, maps)
+    parts = ((x, g, lambda x, z=z: (torch.softmax(x, 1) * z).sum() / logits.numel()) for x, g, z in runs)
+    return _step_mismatch(loss, parts, tolerance, scale)
 
 
 def cross_entropy_mismatch(
     loss: float, gradient: Tensor, logits: Tensor, target: Tensor, tolerance: float = 1e-5, scale: float = 1.0
 ) -> str | None:
-    """The same for the mean cross-entropy: gradient softmax minus one-hot, over the number of pixels."""
-    total, worst = 0.0, 0.0
-    count = target.numel()
-    for x, t, g in _runs(logits, target.unsqueeze(1), gradient):
-        log_softmax = torch.log_softmax(x.double(), 1)
-        total -= float(log_softmax.gather(1, t).sum())
-        expected = log_softmax.exp_().scatter_add_(1, t, torch.full(t.shape, -1.0, dtype=torch.float64))
-        worst = _off(worst, g - expected * (scale / count))
-    return _judged(loss, total / count, worst, scale / count, tolerance)
+    """The same for the mean cross-entropy."""
+    runs = _runs(logits, gradient, target.unsqueeze(1))
+    parts = ((x, g, lambda x, t=t: F.cross_entropy(x, t[:, 0], reduction="sum") / target.numel()) for x, g, t in runs)
+    return _step_mismatch(loss, parts, tolerance, scale)
 
 
 def dice_mismatch(
     loss: float, gradient: Tensor, logits: Tensor, target: Tensor, tolerance: float = 1e-5, scale: float = 1.0
 ) -> str | None:
     """The same for MONAI's Dice loss: 1 - (2 sum(y t) + s) / (sum y + sum t + s), s = 1e-5, over images and classes."""
-    smooth, images_classes = 1e-5, logits.shape[0] * logits.shape[1]
-    total, worst, largest = 0.0, 0.0, 0.0
-    for x, t, g in zip(logits.detach().cpu(), target.cpu(), gradient.cpu(), strict=True):
-        y = torch.softmax(x.double().flatten(1), 0)
+
+    def dice(x: Tensor, t: Tensor) -> Tensor:
+        y = torch.softmax(x.flatten(1), 0)
         truth = torch.zeros_like(y).scatter_(0, t.flatten()[None], 1.0)
-        above = 2 * (y * truth).sum(1, keepdim=True) + smooth
-        below = y.sum(1, keepdim=True) + truth.sum(1, keepdim=True) + smooth
-        total += float((1 - above / below).sum())
-        slope = truth.mul_(2 * below).sub_(above).div_(-(below.square()) * (images_classes / scale))
-        expected = y * (slope - (y * slope).sum(0, keepdim=True))
-        worst = _off(worst, g.flatten(1) - expected)
-        largest = max(largest, float(expected.abs().max()))
-    return _judged(loss, total / images_classes, worst, largest, tolerance)
+        ratio = (2 * (y * truth).sum(1) + 1e-5) / (y.sum(1) + truth.sum(1) + 1e-5)
+        return (1 - ratio).sum() / (logits.shape[0] * logits.shape[1])
+
+    images = zip(logits.detach().cpu(), gradient.cpu(), target.cpu(), strict=True)
+    return _step_mismatch(loss, ((x, g, partial(dice, t=t)) for x, g, t in images), tolerance, scale)

@@ -16,7 +16,7 @@ from rwkernels.commands import INTERRUPTED, lacks, positive, problem
 
 __all__ = ["add_arguments", "run"]
 
-_NEEDED = ("nilearn", "monai", "matplotlib", "tqdm", "scipy")
+_NEEDED = ("nilearn", "monai", "matplotlib", "tqdm", "scipy", "msgspec")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -17,8 +17,9 @@ from matplotlib.ticker import MaxNLocator
 import rwkernels as rw
 from rwkernels.demo.evaluation import SCORED_CLASSES, dice_per_class
 from rwkernels.demo.speed import Speed
-from rwkernels.demo.training import NUM_CLASSES, Training
-from rwkernels.experiments.mni152 import CLASS_NAMES, Block, Slices
+from rwkernels.demo.training import Training
+from rwkernels.experiments.images import Images, Part
+from rwkernels.experiments.mni152 import CLASS_NAMES, TRAIN_Z_MM, VALIDATION_Z_MM
 from rwkernels.plots.style import COLOURS, DASHES
 
 DPI = 150
@@ -39,10 +40,10 @@ _MAP_MM = 10.0
 _WHITE = CLASS_NAMES.index("white")
 
 
-def draw(slices: Slices, trainings: list[Training], speeds: list[Speed]) -> Figure:
-    """Return the figure for the middle validation slice; `slices` on the CPU."""
-    block = slices.validation
-    shown = len(block.z_mm) // 2
+def draw(images: Images, trainings: list[Training], speeds: list[Speed]) -> Figure:
+    """Return the figure for the middle validation slice."""
+    block = images.validation
+    shown = len(block.labels) // 2
     window = _brain_window(block.labels[shown].numpy())
     rows, columns = window
     picture_height = _PICTURE_WIDTH * (rows.stop - rows.start) / (columns.stop - columns.start)
@@ -52,7 +53,7 @@ def draw(slices: Slices, trainings: list[Training], speeds: list[Speed]) -> Figu
     page.text(
         0.8,
         "MNI152 T1, a population template; labels derived from its tissue maps. Validation slice at "
-        f"z = {block.z_mm[shown]:+d} mm; the training slices end at {slices.train.z_mm[-1]:+d} mm.",
+        f"z = {VALIDATION_Z_MM[shown]:+d} mm; the training slices end at {TRAIN_Z_MM[-1]:+d} mm.",
         size=11.5,
         color=_QUIET,
     )
@@ -87,13 +88,13 @@ class _Page:
         self.figure.text(_MARGIN / self.width, 1 - top / self.height, text, va="center", **style)
 
 
-def _draw_inputs(page: _Page, block: Block, shown: int, window: tuple[slice, slice]) -> None:
+def _draw_inputs(page: _Page, block: Part, shown: int, window: tuple[slice, slice]) -> None:
     image_axes, labels_axes, rectified_axes, boundary_axes = (
         page.picture(column, page.inputs_top) for column in range(4)
     )
     labels = block.labels[shown : shown + 1]
-    rectified = rw.rectified_map(labels, NUM_CLASSES).dense()[0, _WHITE].numpy()[window]
-    boundary = rw.boundary_map(labels, NUM_CLASSES)[0, _WHITE].numpy()[window]
+    rectified = rw.rectified_map(labels, len(CLASS_NAMES)).dense()[0, _WHITE].numpy()[window]
+    boundary = rw.boundary_map(labels, len(CLASS_NAMES))[0, _WHITE].numpy()[window]
     shades = ListedColormap(colormaps["RdBu_r"](np.linspace(0.1, 0.9, 256)))
 
     _show(image_axes, block.images[shown, 0].numpy()[window], "Image", "T1", cmap="gray")
@@ -137,7 +138,7 @@ def _draw_map_key(page: _Page, shades: AxesImage) -> None:
 
 
 def _draw_predictions(
-    page: _Page, block: Block, shown: int, window: tuple[slice, slice], trainings: list[Training]
+    page: _Page, block: Part, shown: int, window: tuple[slice, slice], trainings: list[Training]
 ) -> None:
     labels = block.labels[shown : shown + 1]
     for column, training in enumerate(trainings):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
@@ -12,20 +11,21 @@ import torch
 import rwkernels as rw
 from rwkernels.demo.evaluation import SCORED_CLASSES, UNLEARNED_DICE, Scores
 from rwkernels.demo.speed import Speed
-from rwkernels.demo.training import Settings, Training
-from rwkernels.experiments import mni152 as data
-from rwkernels.experiments.mni152 import Slices
+from rwkernels.demo.training import Training
+from rwkernels.experiments import mni152
+from rwkernels.experiments.configuration import Run
+from rwkernels.experiments.images import Images
 
 _FLAG = "!"
 
 
-def introduction(slices: Slices, settings: Settings, device: torch.device) -> str:
+def introduction(images: Images, run: Run, device: torch.device) -> str:
     """Say what the data is and what is about to happen."""
-    height, width = slices.train.labels.shape[1:]
-    train, validation = slices.train.z_mm, slices.validation.z_mm
+    height, width = images.train.labels.shape[1:]
+    train, validation, setting = mni152.TRAIN_Z_MM, mni152.VALIDATION_Z_MM, run.training
     machine = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
     lines = [
-        ("Data", data.DESCRIPTION),
+        ("Data", mni152.DESCRIPTION),
         (
             "Training",
             f"{len(train)} axial slices of {height}x{width}, z = {train[0]:+d} to {train[-1]:+d} mm",
@@ -38,8 +38,8 @@ def introduction(slices: Slices, settings: Settings, device: torch.device) -> st
         ),
         (
             "Network",
-            f"2D U-Net, epochs per loss: {settings.epochs}, Adam at {settings.learning_rate:g}, batches of "
-            f"{settings.batch_size}, seed {settings.seed};\n"
+            f"2D U-Net, epochs per loss: {setting.epochs}, Adam at {setting.learning_rate:g}, batches of "
+            f"{setting.batch_size}, seed {run.seed};\n"
             "the same initial weights and batches for every loss",
         ),
         ("Device", f"{device} ({machine})"),
@@ -77,7 +77,7 @@ def verdict(trainings: list[Training]) -> str:
     )
 
 
-def speed_lines(speeds: list[Speed], trainings: list[Training], steps: int) -> str:
+def speed_lines(speeds: list[Speed], trainings: list[Training]) -> str:
     """Say how long maps and loss take per batch in both ways, and what share of a step that makes."""
     lines = [
         "Maps + loss + gradient of one batch, medians of alternating runs (usual way: SciPy's distance",
@@ -86,7 +86,7 @@ def speed_lines(speeds: list[Speed], trainings: list[Training], steps: int) -> s
     by_name = {training.name: training for training in trainings}
     for speed in speeds:
         training = by_name[speed.name]
-        rest = (training.train_seconds - training.loss_seconds) / steps
+        rest = (training.train_seconds - training.loss_seconds) / training.steps
         ours, usual = (_percent(s / (s + rest)) for s in (speed.fused_seconds, speed.usual_seconds))
         lines.append(
             f"  {speed.name:<12} usual {speed.usual_seconds * 1e3:6.2f} ms, rwkernels "
@@ -99,25 +99,24 @@ def speed_lines(speeds: list[Speed], trainings: list[Training], steps: int) -> s
 
 
 def results(
-    slices: Slices, settings: Settings, device: torch.device, trainings: list[Training], speeds: list[Speed]
+    images: Images, run: Run, device: torch.device, trainings: list[Training], speeds: list[Speed]
 ) -> dict[str, Any]:
-    """Return everything as one tree for JSON. A number that is not finite becomes `null`."""
-    tree = {
+    """Return everything as one tree for JSON."""
+    shown = ("epochs", "batch_size", "learning_rate", "features")
+    return {
         "data": {
-            "description": data.DESCRIPTION,
-            "pixel_mm": data.PIXEL_MM,
-            "train_z_mm": slices.train.z_mm,
-            "validation_z_mm": slices.validation.z_mm,
-            "slice_shape": tuple(slices.train.labels.shape[1:]),
+            "description": mni152.DESCRIPTION,
+            "pixel_mm": mni152.PIXEL_MM,
+            "train_z_mm": mni152.TRAIN_Z_MM,
+            "validation_z_mm": mni152.VALIDATION_Z_MM,
+            "slice_shape": tuple(images.train.labels.shape[1:]),
         },
-        "settings": asdict(settings),
+        "settings": {"seed": run.seed, **{name: getattr(run.training, name) for name in shown}},
         "device": str(device),
-        "versions": {"rwkernels": getattr(rw, "__version__", None), "torch": torch.__version__},
+        "versions": {"rwkernels": getattr(rw, "__version__", None), "torch": str(torch.__version__)},
         "losses": {training.name: _entry(training, final) for training, final in _finished(trainings)},
         "speed": {speed.name: {**asdict(speed), "ratio": speed.ratio} for speed in speeds},
     }
-    finite: dict[str, Any] = _finite(tree)
-    return finite
 
 
 def _finished(trainings: list[Training]) -> list[tuple[Training, Scores]]:
@@ -178,11 +177,3 @@ def _cells(texts: Iterable[str]) -> str:
 
 def _percent(share: float) -> str:
     return f"{100 * share:.1f} %"
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

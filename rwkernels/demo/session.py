@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import io
-import json
 import sys
 from pathlib import Path
 
+import msgspec
 import torch
 
 from rwkernels.commands import INTERRUPTED, problem
 from rwkernels.demo import figure, report, speed, training
-from rwkernels.demo.training import Settings, Training
-from rwkernels.experiments.mni152 import load_slices
+from rwkernels.demo.training import Training
+from rwkernels.experiments import datasets
+from rwkernels.experiments.configuration import Run
 from rwkernels.files import write
 
 FIGURE_NAME = "rwkernels-demo.png"
@@ -30,7 +31,7 @@ def run(*, seed: int, out: Path, device: str | None, epochs: int) -> int:
         return problem("demo", f"--out {out}: cannot make this folder: {error.strerror}")
     finished: list[Training] = []
     try:
-        _compare(Settings(seed=seed, epochs=epochs), chosen, out, finished)
+        _compare(training.experiment(seed, epochs).runs(), chosen, out, finished)
     except KeyboardInterrupt:
         print("\nrwkernels demo: interrupted, nothing written", file=sys.stderr)
         if finished:
@@ -39,25 +40,23 @@ def run(*, seed: int, out: Path, device: str | None, epochs: int) -> int:
     return 0
 
 
-def _compare(settings: Settings, device: torch.device, out: Path, finished: list[Training]) -> None:
-    slices = load_slices()
-    print(report.introduction(slices, settings, device), flush=True)
-    on_device = slices.to(device)
-    for name, criterion in training.losses(settings.epochs).items():
-        finished.append(training.train(name, criterion, on_device, settings, device))
+def _compare(runs: list[Run], device: torch.device, out: Path, finished: list[Training]) -> None:
+    images = datasets.load(runs[0].data)
+    print(report.introduction(images, runs[0], device), flush=True)
+    for run in runs:
+        finished.append(training.train(run, images, device))
         if not sys.stderr.isatty():
             # No progress bar in a log: one line a loss says that it moves.
-            print(f"{name} trained in {finished[-1].train_seconds:.0f} s", flush=True)
-    speeds = speed.measure(on_device, settings, device)
-    steps = settings.epochs * settings.steps_per_epoch(len(slices.train.labels))
+            print(f"{run.loss.name} trained in {finished[-1].train_seconds:.0f} s", flush=True)
+    speeds = speed.measure(runs[0], images, device)
 
     print(f"\n{report.table(finished)}\n\n{report.verdict(finished)}")
-    print(f"\n{report.speed_lines(speeds, finished, steps)}\n")
+    print(f"\n{report.speed_lines(speeds, finished)}\n")
     picture = io.BytesIO()
-    figure.draw(slices, finished, speeds).savefig(picture, format="png", dpi=figure.DPI)
+    figure.draw(images, finished, speeds).savefig(picture, format="png", dpi=figure.DPI)
     write(out / FIGURE_NAME, picture.getvalue())
-    tree = report.results(slices, settings, device, finished, speeds)
-    write(out / RESULTS_NAME, json.dumps(tree, indent=2, allow_nan=False) + "\n")
+    tree = report.results(images, runs[0], device, finished, speeds)
+    write(out / RESULTS_NAME, msgspec.json.format(msgspec.json.encode(tree), indent=2) + b"\n")
     print(f"Wrote {out / FIGURE_NAME} and {out / RESULTS_NAME}")
 
 

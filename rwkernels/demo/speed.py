@@ -7,17 +7,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-import numpy as np
 import torch
 from torch import Tensor
 
 import rwkernels as rw
-from rwkernels.bench.losses import plain_loss
 from rwkernels.bench.names import SCIPY
 from rwkernels.bench.peers import CPU_LIBRARIES
-from rwkernels.bench.steps import class_map
-from rwkernels.demo.training import Settings, batches, build_network, timed_loss
-from rwkernels.experiments.mni152 import Slices
+from rwkernels.bench.steps import paper_loss
+from rwkernels.demo.training import timed_loss
+from rwkernels.experiments.configuration import Run
+from rwkernels.experiments.images import Images
+from rwkernels.experiments.training import batches, unet
 
 _ROUNDS = 3
 
@@ -38,11 +38,13 @@ class Speed:
         return self.usual_seconds / self.fused_seconds
 
 
-def measure(slices: Slices, settings: Settings, device: torch.device) -> list[Speed]:
+def measure(run: Run, images: Images, device: torch.device) -> list[Speed]:
     """Time both ways on the batches of the first epoch, in turn, so that a busy machine hits both alike."""
-    network = build_network(settings, device)
+    network = unet(1, images.num_classes, run.training.features, run.seed).to(device)
+    seen, labels = images.train.images.to(device), images.train.labels.to(device)
+    order = next(batches(len(labels), run.training.batch_size, 1, run.seed))
     with torch.no_grad():
-        inputs = [(network(images), labels) for images, labels in next(batches(slices.train, settings))]
+        inputs = [(network(seen[part]), labels[part]) for part in order]
     return [
         _compare("RRW", partial(usual_loss, "rectified"), rw.RegionWiseLoss("rectified"), inputs),
         _compare("RW-Boundary", partial(usual_loss, "boundary"), rw.BoundaryLoss(), inputs),
@@ -51,9 +53,7 @@ def measure(slices: Slices, settings: Settings, device: torch.device) -> list[Sp
 
 def usual_loss(family: str, logits: Tensor, labels: Tensor) -> Tensor:
     """The loss (Eq. 1, with the map of Eq. 3 or 4) the usual way: SciPy per image and class, then eager PyTorch."""
-    scipy, num_classes = CPU_LIBRARIES[SCIPY], logits.shape[1]
-    maps = [class_map(scipy, image, num_classes, family, None) for image in labels.cpu()]
-    return plain_loss(logits, torch.from_numpy(np.stack(maps)).to(logits.device))
+    return paper_loss(CPU_LIBRARIES[SCIPY], family, logits, labels.cpu())
 
 
 def _compare(

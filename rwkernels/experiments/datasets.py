@@ -78,31 +78,10 @@ def _hearts(
     )
 
 
-def _mni152(path: Path | None, *, step: int = 2) -> Images:
-    """The slices of `rwkernels demo`, every `step`-th pixel."""
-    from rwkernels.experiments import mni152 as demo
+def _mni152(path: Path | None, **options: Any) -> Images:
+    from rwkernels.experiments import mni152
 
-    slices = demo.load_slices()
-
-    def part(block: demo.Block) -> Part:
-        return Part(
-            block.images[:, :, ::step, ::step].contiguous(),
-            block.labels[:, ::step, ::step].contiguous(),
-            tuple(f"z={z:+d}mm" for z in block.z_mm),
-            ((2.0, demo.PIXEL_MM * step, demo.PIXEL_MM * step),) * len(block.z_mm),
-        )
-
-    train, validation = demo.TRAIN_Z_MM, demo.VALIDATION_Z_MM
-    return Images(
-        part(slices.train),
-        part(slices.validation),
-        demo.CLASS_NAMES,
-        "MNI152 template",
-        "The MNI152 (ICBM 2009a) T1 template at 1 mm that nilearn ships: the average of 152 adults' scans, so one "
-        "image and no person's. Labels are derived from its tissue maps (grey or white matter where its map is above "
-        f"127 of 255), not drawn. Axial slices with pixels of {demo.PIXEL_MM * step:g} mm; z = {train[0]:+d} to "
-        f"{train[-1]:+d} mm train, {validation[0]:+d} to {validation[-1]:+d} mm validate. Each slice is a case.",
-    )
+    return mni152.load(**options)
 
 
 def _totalsegmentator(path: Path | None, **options: Any) -> Images:

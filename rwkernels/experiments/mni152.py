@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,6 +9,8 @@ import numpy.typing as npt
 import torch
 from nilearn.datasets import load_mni152_gm_template, load_mni152_template, load_mni152_wm_template
 from torch import Tensor
+
+from rwkernels.experiments.images import Images, Part
 
 DESCRIPTION = (
     "MNI152 (ICBM 2009a) T1 at 1 mm, shipped with nilearn: a population template, the average of 152\n"
@@ -30,46 +31,45 @@ _CROP_X = slice(26, 170)
 _CROP_Y = slice(22, 214)
 
 
-@dataclass(frozen=True)
-class Block:
-    """A stack of slices: `images` [N, 1, H, W] float32, `labels` [N, H, W] int64, height `z_mm` of each."""
+def load(*, step: int = 2) -> Images:
+    """Two blocks of axial slices of the template that nilearn ships.
 
-    images: Tensor
-    labels: Tensor
-    z_mm: tuple[int, ...]
-
-    def to(self, device: torch.device) -> Block:
-        """Return the block on `device`."""
-        return Block(self.images.to(device), self.labels.to(device), self.z_mm)
-
-
-@dataclass(frozen=True)
-class Slices:
-    """Training and validation block."""
-
-    train: Block
-    validation: Block
-
-    def to(self, device: torch.device) -> Slices:
-        """Return both blocks on `device`."""
-        return Slices(self.train.to(device), self.validation.to(device))
-
-
-def load_slices() -> Slices:
-    """Read the template that nilearn ships and cut the two blocks out of it.
-
-    Intensities are standardised with mean and deviation of the training block.
+    Args:
+        step: Take every `step`-th pixel. Intensities are standardised with all pixels of the training block.
     """
     template = load_mni152_template(resolution=1)
     image = _uint8(template)
     labels = tissue_labels(_uint8(load_mni152_gm_template(resolution=1)), _uint8(load_mni152_wm_template(resolution=1)))
     origin = round(float(template.affine[2, 3]))
-    train = _cut(image, labels, TRAIN_Z_MM, origin)
-    validation = _cut(image, labels, VALIDATION_Z_MM, origin)
-    mean, deviation = train.images.mean(), train.images.std()
-    return Slices(
-        Block((train.images - mean) / deviation, train.labels, train.z_mm),
-        Block((validation.images - mean) / deviation, validation.labels, validation.z_mm),
+
+    def cut(volume: npt.NDArray[Any], z_mm: tuple[int, ...]) -> npt.NDArray[Any]:
+        # [x, y, z] with y growing forwards -> [z, row, column] with the forehead in row 0.
+        index = [z - origin for z in z_mm]
+        return np.ascontiguousarray(volume[_CROP_X, _CROP_Y][:, ::-1, index].transpose(2, 1, 0))
+
+    def pixels(z_mm: tuple[int, ...]) -> Tensor:
+        return torch.from_numpy(cut(image, z_mm).astype(np.float32) / 255.0)[:, None]
+
+    mean, deviation = pixels(TRAIN_Z_MM).mean(), pixels(TRAIN_Z_MM).std()
+
+    def part(z_mm: tuple[int, ...]) -> Part:
+        return Part(
+            ((pixels(z_mm) - mean) / deviation)[:, :, ::step, ::step].contiguous(),
+            torch.from_numpy(cut(labels, z_mm))[:, ::step, ::step].contiguous(),
+            tuple(f"z={z:+d}mm" for z in z_mm),
+            ((2.0, PIXEL_MM * step, PIXEL_MM * step),) * len(z_mm),
+        )
+
+    return Images(
+        part(TRAIN_Z_MM),
+        part(VALIDATION_Z_MM),
+        CLASS_NAMES,
+        "MNI152 template",
+        "The MNI152 (ICBM 2009a) T1 template at 1 mm that nilearn ships: the average of 152 adults' scans, so one "
+        "image and no person's. Labels are derived from its tissue maps (grey or white matter where its map is above "
+        f"127 of 255), not drawn. Axial slices with pixels of {PIXEL_MM * step:g} mm; z = {TRAIN_Z_MM[0]:+d} to "
+        f"{TRAIN_Z_MM[-1]:+d} mm train, {VALIDATION_Z_MM[0]:+d} to {VALIDATION_Z_MM[-1]:+d} mm validate. Each slice is "
+        "a case.",
     )
 
 
@@ -88,14 +88,3 @@ def _uint8(nifti: Any) -> npt.NDArray[np.uint8]:
     # The files hold 0..255; nilearn's loaders divide by the maximum. Undone here, so that "> 127" is exact.
     scaled: npt.NDArray[np.uint8] = np.rint(np.asarray(nifti.dataobj) * 255.0).astype(np.uint8)
     return scaled
-
-
-def _cut(image: npt.NDArray[np.uint8], labels: npt.NDArray[np.int64], z_mm: tuple[int, ...], origin: int) -> Block:
-    index = [z - origin for z in z_mm]
-
-    def upright(volume: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        # [x, y, z] with y growing forwards -> [z, row, column] with the forehead in row 0.
-        return np.ascontiguousarray(volume[_CROP_X, _CROP_Y][:, ::-1, index].transpose(2, 1, 0))
-
-    pixels = torch.from_numpy(upright(image).astype(np.float32) / 255.0)
-    return Block(pixels[:, None], torch.from_numpy(upright(labels)), z_mm)

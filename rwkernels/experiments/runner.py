@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
-import signal
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import islice
-from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
-from rwkernels.commands import processors
+from rwkernels.commands import processors, start_worker
 from rwkernels.experiments import records
 from rwkernels.experiments.configuration import Data, Run
 from rwkernels.experiments.records import Record
@@ -80,7 +76,7 @@ def execute(
         count = max(1, min(processes or processors(), len(left) or 1))
         threads = max(1, processors() // count)
         context = multiprocessing.get_context("spawn")  # a fork would copy the thread pools of torch half-alive
-        pool = ProcessPoolExecutor(count, mp_context=context, initializer=_start, initargs=(threads,))
+        pool = ProcessPoolExecutor(count, mp_context=context, initializer=start_worker, initargs=(threads,))
         waiting: dict[Future[Record], Run] = {}
         queue = iter(left)
 
@@ -126,22 +122,6 @@ def _end(pool: ProcessPoolExecutor) -> None:
 
 
 # --- in the workers --------------------------------------------------------------------------------------------
-
-
-def _start(threads: int) -> None:
-    import torch
-
-    torch.set_num_threads(threads)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the runner ends the others
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        # A runner that is killed cannot end its workers: each ends itself.
-        threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
-
-
-def _end_with(sentinel: Any) -> None:
-    connection.wait([sentinel])
-    os._exit(1)
 
 
 @lru_cache(maxsize=4)

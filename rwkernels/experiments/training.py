@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from typing import Any
@@ -91,6 +91,24 @@ def predict(network: nn.Module, images: Tensor, batch_size: int = 32) -> Tensor:
     return torch.cat([network(part).argmax(dim=1) for part in torch.split(images, batch_size)])
 
 
+def train_step(
+    network: nn.Module,
+    loss_fn: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    images: Tensor,
+    labels: Tensor,
+    gradient_clip: float | None,
+) -> Tensor:
+    """Takes one step of the optimiser; gives the loss before it."""
+    loss: Tensor = loss_fn(network(images), labels)
+    optimizer.zero_grad()
+    loss.backward()
+    if gradient_clip is not None:
+        nn.utils.clip_grad_norm_(network.parameters(), gradient_clip)
+    optimizer.step()
+    return loss.detach()
+
+
 def train(run: Run, images: Images, device: torch.device | str = "cpu") -> Result:
     """Trains and scores the run's network.
 
@@ -100,25 +118,41 @@ def train(run: Run, images: Images, device: torch.device | str = "cpu") -> Resul
         device: Where to train.
     """
     begin = time.perf_counter()
+    network, result = fit(run, images, device)
+    result.digest, result.about = images.digest(), _about(images)
+    result.cases = [name for name, _ in images.validation.groups()]
+    prediction = predict(network, images.validation.images.to(device))
+    result.dice, result.hausdorff = case_scores(prediction, images.validation, images.num_classes)
+    result.diagonals = [_diagonal(images.validation, part) for _, part in images.validation.groups()]
+    result.seconds = time.perf_counter() - begin
+    return result
+
+
+def fit(
+    run: Run, images: Images, device: torch.device | str = "cpu", step: Callable[..., Tensor] = train_step
+) -> tuple[nn.Module, Result]:
+    """Trains the run's network; gives it with what was seen on the way.
+
+    Args:
+        run: The configuration.
+        images: Its data set.
+        device: Where to train.
+        step: Called as `train_step`, for whoever wants to see more of it.
+    """
     setting = run.training
     network = unet(images.train.images.shape[1], images.num_classes, setting.features, run.seed).to(device)
     loss_fn = losses.build(run.loss).to(device)
     optimizer = torch.optim.Adam(network.parameters(), lr=setting.learning_rate, weight_decay=setting.weight_decay)
     inputs, labels = images.train.images.to(device), images.train.labels.to(device)
     unseen = images.validation.images.to(device)
-    result = Result(digest=images.digest(), about=_about(images))
+    result = Result()
     order = batches(len(labels), setting.batch_size, setting.epochs, run.seed, setting.steps_per_epoch)
     for epoch, parts in enumerate(order, start=1):
         network.train()
         total = 0.0
         for index in parts:
-            loss = loss_fn(network(inputs[index]), labels[index])
-            optimizer.zero_grad()
-            loss.backward()
-            if setting.gradient_clip is not None:
-                nn.utils.clip_grad_norm_(network.parameters(), setting.gradient_clip)
-            optimizer.step()
-            total += float(loss.detach()) * len(index)
+            loss = step(network, loss_fn, optimizer, inputs[index], labels[index], setting.gradient_clip)
+            total += float(loss) * len(index)
         if isinstance(loss_fn, rw.CombinedLoss):
             loss_fn.step()
         result.loss_per_epoch.append(total / sum(map(len, parts)))
@@ -130,11 +164,7 @@ def train(run: Run, images: Images, device: torch.device | str = "cpu") -> Resul
             result.dice_per_epoch.append(torch.nanmean(torch.tensor(scores, dtype=torch.float64), dim=0).tolist())
         if result.diverged:
             break
-    result.cases = [name for name, _ in images.validation.groups()]
-    result.dice, result.hausdorff = case_scores(predict(network, unseen), images.validation, images.num_classes)
-    result.diagonals = [_diagonal(images.validation, part) for _, part in images.validation.groups()]
-    result.seconds = time.perf_counter() - begin
-    return result
+    return network, result
 
 
 def case_scores(

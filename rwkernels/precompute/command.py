@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from rwkernels.commands import processors
 from rwkernels.data.store import Store
 from rwkernels.formats import SUFFIXES
 from rwkernels.formats.files import is_zarr
@@ -134,12 +135,12 @@ def _settings(args: argparse.Namespace) -> Settings:
 
 
 def _default_workers(device: str) -> int:
-    return runner.cores() if device == "cpu" else min(4, runner.cores())
+    return processors() if device == "cpu" else min(4, processors())
 
 
 def _threads(workers: int) -> int:
     """Threads of a worker: all of them together use the cores once."""
-    return max(1, runner.cores() // workers)
+    return max(1, processors() // workers)
 
 
 def _default_bytes(workers: int) -> int:

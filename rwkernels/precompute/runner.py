@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import signal
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -13,10 +11,10 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from multiprocessing import forkserver
-from multiprocessing.connection import wait as wait_for
 
 import torch
 
+from rwkernels.commands import start_worker
 from rwkernels.precompute.items import Job, Outcome
 
 Task = Callable[[Job], Outcome]
@@ -34,13 +32,6 @@ def prepare() -> None:
     if start_method() == "forkserver":
         multiprocessing.set_forkserver_preload(_PRELOADED)
         forkserver.ensure_running()
-
-
-def cores() -> int:
-    """How many cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def here(task: Task, jobs: Sequence[Job]) -> Iterator[Outcome]:
@@ -86,7 +77,9 @@ def _alone(task: Task, job: Job, began: float) -> Outcome:
 def _pool(task: Task, waiting: deque[Job], workers: int, pending: dict[Future[Outcome], Job]) -> Iterator[Outcome]:
     """One pool, which takes from `waiting`; few jobs are `pending` in it at a time, so that it holds little."""
     workers = min(workers, len(waiting))
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context(start_method()), _start, (waiting[0].threads,))
+    pool = ProcessPoolExecutor(
+        workers, multiprocessing.get_context(start_method()), start_worker, (waiting[0].threads,)
+    )
     try:
         while True:
             while waiting and len(pending) < workers + 1:
@@ -103,17 +96,3 @@ def _pool(task: Task, waiting: deque[Job], workers: int, pending: dict[Future[Ou
         pool.shutdown(wait=not pending, cancel_futures=True)
         for child in children if pending else ():  # interrupted: what is under way is thrown away
             child.kill()
-
-
-def _start(threads: int) -> None:
-    """In a worker: as many threads as it may use, and no life without the process that it works for."""
-    torch.set_num_threads(threads)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the command, which stops its workers
-    threading.Thread(target=_die_with_parent, daemon=True).start()
-
-
-def _die_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        wait_for([parent.sentinel])
-        os._exit(1)

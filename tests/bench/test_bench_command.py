@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from rwkernels import cli
+from rwkernels import cli, commands
 from rwkernels.bench import charts, compare, harness, results, session, summary, table
 from rwkernels.bench import page as html
 from rwkernels.bench.command import NAME
@@ -41,7 +41,7 @@ def run_of(folder: Path) -> Run:
 def test_a_run_is_kept_with_everyone_who_took_part_and_everyone_who_did_not(saved):
     run = run_of(saved)
     assert {row.case for row in run.rows} == set(run.took)
-    assert {row.threads for row in run.rows} == {1, cli.processors()}
+    assert {row.threads for row in run.rows} == {1, commands.processors()}
     missing = {row.contender for row in run.rows if row.verdict == "missing"}
     wrong = {row.contender for row in run.rows if row.verdict == "wrong"}
     assert {"edt", "edt + torch"} <= missing

@@ -6,6 +6,7 @@ import argparse
 import importlib.util
 import json
 import math
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,32 +21,36 @@ pytest.importorskip("tqdm", reason='the demo needs pip install "rwkernels[demo]"
 
 import rwkernels as rw
 from rwkernels import demo
-from rwkernels.demo import evaluation, report, session, speed, training
+from rwkernels.demo import evaluation, report, speed, training
 from rwkernels.demo.evaluation import Scores, score, share_with_several_negatives
-from rwkernels.experiments.mni152 import Block, Slices, load_slices, tissue_labels
+from rwkernels.experiments import mni152
+from rwkernels.experiments import training as shared
+from rwkernels.experiments.images import Images, Part
+from rwkernels.experiments.mni152 import tissue_labels
 
 CPU = torch.device("cpu")
 LOSSES = ["RRW", "RW-Boundary", "cross-entropy", "CE fading to RRW"]
 
 
 @pytest.fixture(scope="module")
-def slices() -> Slices:
-    return load_slices()
+def images() -> Images:
+    return mni152.load(step=1)
 
 
 @pytest.fixture
-def few_slices(slices: Slices, monkeypatch: pytest.MonkeyPatch) -> Slices:
-    """Four slices, every third pixel: the whole run in seconds."""
+def few_images(images: Images, monkeypatch: pytest.MonkeyPatch) -> Images:
+    """Four slices to train and two to score, every third pixel: the whole run in seconds."""
 
-    def thin(block: Block, count: int) -> Block:
-        return Block(
-            block.images[:count, :, ::3, ::3].contiguous(),
-            block.labels[:count, ::3, ::3].contiguous(),
-            block.z_mm[:count],
+    def thin(part: Part, count: int) -> Part:
+        return Part(
+            part.images[:count, :, ::3, ::3].contiguous(),
+            part.labels[:count, ::3, ::3].contiguous(),
+            part.cases[:count],
+            part.spacing[:count],
         )
 
-    few = Slices(thin(slices.train, 4), thin(slices.validation, 2))
-    monkeypatch.setattr(session, "load_slices", lambda: few)
+    few = replace(images, train=thin(images.train, 4), validation=thin(images.validation, 2))
+    monkeypatch.setattr(mni152, "load", lambda *, step: few)
     return few
 
 
@@ -62,17 +67,18 @@ def gradient_of_loss(probabilities: torch.Tensor, z: list[float]) -> torch.Tenso
     return gradient.T[None]
 
 
-def test_training_and_validation_slices_are_blocks_at_least_a_centimetre_apart(slices: Slices) -> None:
-    train, validation = slices.train.z_mm, slices.validation.z_mm
+def test_training_and_validation_slices_are_blocks_at_least_a_centimetre_apart(images: Images) -> None:
+    train, validation = mni152.TRAIN_Z_MM, mni152.VALIDATION_Z_MM
     assert min(validation) - max(train) >= 10
     assert not set(train) & set(validation)
-    for block, z_mm in ((slices.train, train), (slices.validation, validation)):
-        assert block.images.shape == (len(z_mm), 1, 192, 144)
-        assert block.labels.shape == (len(z_mm), 192, 144)
-    assert slices.train.images.mean().item() == pytest.approx(0, abs=1e-4)
+    for part, z_mm in ((images.train, train), (images.validation, validation)):
+        assert part.images.shape == (len(z_mm), 1, 192, 144)
+        assert part.labels.shape == (len(z_mm), 192, 144)
+        assert part.cases == tuple(f"z={z:+d}mm" for z in z_mm)
+    assert images.train.images.mean().item() == pytest.approx(0, abs=1e-4)
 
 
-def test_labels_are_the_tissue_maps_over_127_at_the_stated_height(slices: Slices) -> None:
+def test_labels_are_the_tissue_maps_over_127_at_the_stated_height(images: Images) -> None:
     import nibabel
     import nilearn.datasets
 
@@ -81,8 +87,8 @@ def test_labels_are_the_tissue_maps_over_127_at_the_stated_height(slices: Slices
         tissue: nibabel.load(folder / f"mni_icbm152_{tissue}_tal_nlin_sym_09a_converted.nii.gz")
         for tissue in ("gm", "wm")
     }
-    for block in (slices.train, slices.validation):
-        for z, labels in zip(block.z_mm, block.labels, strict=True):
+    for part, z_mm in ((images.train, mni152.TRAIN_Z_MM), (images.validation, mni152.VALIDATION_Z_MM)):
+        for z, labels in zip(z_mm, part.labels, strict=True):
             for k, nifti in enumerate(volumes.values(), start=1):
                 index = round(z - nifti.affine[2, 3])
                 # The crop loses no labelled voxel, and no voxel changes its class.
@@ -97,22 +103,40 @@ def test_tissue_labels_draw_the_line_between_127_and_128() -> None:
     assert tissue_labels(grey, white).tolist() == [[0, 2, 1, 1, 2, 0]]
 
 
-def test_every_loss_starts_from_the_same_weights_and_sees_the_same_batches(few_slices: Slices) -> None:
-    settings = training.Settings(seed=3, epochs=2)
-    torch.manual_seed(1)
-    first = training.build_network(settings, CPU).state_dict()
-    torch.manual_seed(2)
-    second = training.build_network(settings, CPU).state_dict()
-    assert all(torch.equal(first[name], second[name]) for name in first)
-    assert torch.initial_seed() == 2
-    other = training.build_network(training.Settings(seed=4), CPU).state_dict()
-    assert any(not torch.equal(first[name], other[name]) for name in first)
+def test_every_loss_starts_from_the_same_weights_and_sees_the_same_batches(
+    few_images: Images, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    starts: list[tuple[str, int, float]] = []
+    seen: dict[str, list[torch.Tensor]] = {name: [] for name in LOSSES}
+    unet, step = shared.unet, training.train_step
 
-    once, again = (
-        [labels for epoch in training.batches(few_slices.train, settings) for _, labels in epoch] for _ in range(2)
-    )
-    assert len(once) == 2 * settings.steps_per_epoch(4) == 4
-    assert all(torch.equal(a, b) for a, b in zip(once, again, strict=True))
+    def built(*given: Any) -> torch.nn.Module:
+        network: torch.nn.Module = unet(*given)
+        starts.append(
+            (str(given[-1]), torch.initial_seed(), sum(float(p.detach().sum()) for p in network.parameters()))
+        )
+        return network
+
+    monkeypatch.setattr(shared, "unet", built)
+    for seed in (3, 4):
+        for run in training.experiment(seed, epochs=2).runs():
+
+            def watched(*given: Any, run: Any = run) -> Any:
+                if run.seed == 3:
+                    seen[run.loss.name].append(given[-1])
+                return step(*given)
+
+            monkeypatch.setattr(training, "train_step", watched)
+            torch.manual_seed(len(starts))
+            training.train(run, few_images, CPU)
+    weights = [{weight for seed, _, weight in starts if seed == of} for of in ("3", "4")]
+    assert [len(each) for each in weights] == [1, 1]
+    assert weights[0] != weights[1]
+    assert [generator for _, generator, _ in starts] == list(range(8))
+    first = seen["RRW"]
+    assert len(first) == 2 * 2
+    for batches in seen.values():
+        assert all(torch.equal(a, b) for a, b in zip(first, batches, strict=True))
 
 
 def test_a_pixel_with_the_papers_rectified_map_has_one_negative_gradient_entry() -> None:
@@ -144,11 +168,10 @@ def test_eight_fifteenths_of_the_simplex_have_two_negative_entries() -> None:
     )
 
 
-def test_cutting_backward_at_the_logits_gives_the_gradients_of_plain_backward(few_slices: Slices) -> None:
-    settings = training.Settings()
-    images, labels = few_slices.train.images[:2], few_slices.train.labels[:2]
-    network = training.build_network(settings, CPU)
-    plain = training.build_network(settings, CPU)
+def test_cutting_backward_at_the_logits_gives_the_gradients_of_plain_backward(few_images: Images) -> None:
+    images, labels = few_images.train.images[:2], few_images.train.labels[:2]
+    features = training.experiment(0, 1).tasks[0].training.features
+    network, plain = (shared.unet(1, 3, features, 0) for _ in range(2))
     criterion = torch.nn.CrossEntropyLoss()
     still = torch.optim.SGD(network.parameters(), lr=0.0)
     loss, gradient, seconds = training.train_step(network, criterion, still, images, labels)
@@ -193,8 +216,8 @@ def test_the_verdict_says_so_when_rrw_does_worse_than_cross_entropy() -> None:
     assert "grey -0.050 (worse), white +0.050 (better)" in text
 
 
-def test_the_usual_way_and_rwkernels_give_the_same_loss_and_gradient(slices: Slices) -> None:
-    labels = slices.train.labels[::7]
+def test_the_usual_way_and_rwkernels_give_the_same_loss_and_gradient(images: Images) -> None:
+    labels = images.train.labels[::7]
     logits = torch.randn(len(labels), 3, *labels.shape[1:], generator=torch.Generator().manual_seed(0))
     pairs = [
         (partial(speed.usual_loss, "rectified"), rw.RegionWiseLoss("rectified")),
@@ -209,7 +232,7 @@ def test_the_usual_way_and_rwkernels_give_the_same_loss_and_gradient(slices: Sli
 
 
 def test_a_short_run_writes_picture_and_numbers_of_all_four_losses(
-    few_slices: Slices, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    few_images: Images, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "new" / "folder"
     assert demo.run(options("--epochs", "2", "--out", str(out), "--device", "cpu")) == 0
@@ -237,7 +260,7 @@ def test_a_short_run_writes_picture_and_numbers_of_all_four_losses(
 
 
 def test_ctrl_c_in_the_second_loss_prints_the_first_and_leaves_no_file(
-    few_slices: Slices, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    few_images: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     real, calls = training.train_step, 0
 
@@ -258,7 +281,7 @@ def test_ctrl_c_in_the_second_loss_prints_the_first_and_leaves_no_file(
 
 
 def test_ctrl_c_while_the_picture_is_written_leaves_no_part_of_it(
-    few_slices: Slices, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    few_images: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def half(self: Path, target: Path) -> None:
         assert self.read_bytes().startswith(b"\x89PNG")
@@ -311,7 +334,7 @@ def test_a_number_of_epochs_that_makes_no_sense_is_refused(epochs: str, capsys: 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_a_short_run_works_on_the_gpu(few_slices: Slices, tmp_path: Path) -> None:
+def test_a_short_run_works_on_the_gpu(few_images: Images, tmp_path: Path) -> None:
     assert demo.run(options("--epochs", "2", "--out", str(tmp_path), "--device", "cuda")) == 0
     assert (tmp_path / "rwkernels-demo.png").exists()
 
