@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 # Odd sizes, so that ends of rows and of tiles are part of it.
 PLANE, VOLUME, CLASSES = (1, 1, 197, 221), (1, 43, 61, 53), 4
+_NAME = "rwkernels._native"
 
 
 class Prepared(NamedTuple):
@@ -26,13 +27,14 @@ class Prepared(NamedTuple):
 
 
 def load_core(path: str) -> Any:
-    """The compiled module at `path`."""
-    spec = importlib.util.spec_from_file_location("_native", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    """The compiled module at `path`, or the one that this process has loaded: its types cannot be there twice."""
+    if _NAME not in sys.modules:
+        spec = importlib.util.spec_from_file_location(_NAME, path)
+        assert spec is not None
+        assert spec.loader is not None
+        sys.modules[_NAME] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[_NAME])
+    return sys.modules[_NAME]
 
 
 def labels(sizes: tuple[int, ...]) -> bytearray:

@@ -105,7 +105,7 @@ BACKENDS = [
         "ignored option",
         "if problem.include_background: return scale",
         "if problem.include_background or scale is not None: return scale",
-        ("test_loss: combination_of_options",),
+        ("test_loss: combination_of_options or pair_of_options",),
     ),
     Mutation(
         "triton-unit-of-pixels-alone",

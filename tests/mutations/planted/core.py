@@ -129,7 +129,7 @@ CORE = [
         "dropped factor",
         "put(k, (e(k) * inverse) * ((z - loss) * scale));",
         "put(k, (e(k) * inverse) * (z - loss));",
-        ("test_loss: class_scale or combination_of_options",),
+        ("test_loss: class_scale or combination_of_options or pair_of_options",),
     ),
     Mutation(
         "core-value-below-minus-one",

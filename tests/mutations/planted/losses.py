@@ -10,7 +10,7 @@ LOSSES = [
         "ignored option",
         "return maps.ignore_index if found is None else found",
         "return found",
-        ("test_loss_inputs: ignored or nothing_left", "test_loss: combination_of_options"),
+        ("test_loss_inputs: ignored or nothing_left", "test_loss: combination_of_options or pair_of_options"),
     ),
     Mutation(
         "class-scale-that-wants-a-gradient",
