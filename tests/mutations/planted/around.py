@@ -101,6 +101,7 @@ BENCH = [
         "return max(so_far, found) if math.isfinite(found) else math.inf",
         "return max(so_far, found)",
         ("test_bench_contenders: not_finite",),
+        instead=(("worst = max(worst, off) if math.isfinite(off) else math.inf", "worst = max(worst, off)"),),
     ),
     Mutation(
         "slowest-of-the-others",
