@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 import tempfile
 import time
@@ -199,6 +200,7 @@ def main() -> int:
             print(f"{case.area:<13}{case.mutation.name:<44}{case.mutation.kind:<22}{where}")
         print(f"{len(cases)} mistakes")
         return 2 if any(case.planted is None for case in cases) else 0
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the copy is removed then too
     start = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="rwkernels-mutations-") as folder:
         tree = Tree(Path(folder), options.core or installed_core())

@@ -168,11 +168,11 @@ CORE = [
         ("test_formats: any_order",),
     ),
     Mutation(
-        "core-caller-that-does-not-wait",
-        "missing wait",
-        "done_.wait(lock, [this] { return running_ == 0; });",
-        "",
-        ("test_distance: any_number_of_threads", "test_loss: any_thread_count"),
+        "core-labels-that-are-256-apart",
+        "off by one",
+        "const int needed = range < 256 ? 1 : range < 65536 ? 2 : 4;",
+        "const int needed = range <= 256 ? 1 : range < 65536 ? 2 : 4;",
+        ("test_distance: any_label_value or lowest_and_highest or dtype",),
     ),
 ]
 
