@@ -24,7 +24,7 @@ CORE = [
         "off by one",
         "tile.first[clamp(y + r + 4, n)], nullptr);",
         "tile.first[clamp(y + r + 3, n)], nullptr);",
-        ("test_distance: scipy_gives or few_pixels",),
+        ("test_distance: scipy_gives or two_rows_away",),
     ),
     Mutation(
         "core-candidates-of-a-gap",
