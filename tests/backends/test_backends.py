@@ -38,6 +38,13 @@ def test_on_the_cpu_the_native_core_comes_first():
     assert choose(CPU, "loss", "reference") is reference
 
 
+def test_an_argument_comes_before_the_environment_and_that_before_the_usual_order(monkeypatch):
+    monkeypatch.setenv("RWKERNELS_BACKEND", "reference")
+    assert choose(CPU, "loss") is reference
+    if native.can_run(CPU) is None:
+        assert choose(CPU, "loss", "native") is native
+
+
 def test_on_a_gpu_the_loss_runs_in_triton(pretended_gpu):
     _pretend_triton(pretended_gpu, "3.8.0")
     assert choose(CUDA, "loss") is triton

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import re
 import subprocess
 import sys
@@ -290,9 +291,12 @@ def test_the_same_cases_run_under_pytest_and_keep_the_same_file(tmp_path):
     kept = tmp_path / "kept.json"
     chosen = ["--scale", "tiny", "-k", "distance and T5 and not rectified"]
     command = [sys.executable, "-m", "pytest", "benchmarks/test_bench.py", "-q", *chosen]
+    # pytest-benchmark measures nothing in a worker of xdist.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
     done = subprocess.run(
-        [*command, "-p", "no:cacheprovider", f"--benchmark-json={kept}"], capture_output=True, text=True, cwd=ROOT
-    )
+        [*command, "-p", "no:cacheprovider", f"--benchmark-json={kept}"],
+        capture_output=True, text=True, cwd=ROOT, env=environment,
+    )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     run = results.load(kept)
     assert {row.contender for row in run.rows} == {"rwkernels", "rwkernels, reused buffer", "edt"}

@@ -25,6 +25,7 @@ def test_image_labels_and_maps_are_cropped_to_the_same_box():
     assert torch.equal(found[3], dense[(..., *BOX)])
     assert (found[4] == VOLUMES.numpy()[(..., *BOX)]).all()
     assert found[0].data_ptr() == images[(..., *BOX)].data_ptr()
+    assert torch.equal(crop((0, 0, 0), VOLUMES.shape[1:], VOLUMES)[0], VOLUMES)  # a box may end with the volume
 
 
 def test_a_box_that_leaves_the_volume_is_refused():

@@ -29,6 +29,18 @@ import rwkernels as rw
 
 
 @on_cpu_backends
+@either_kind
+def test_logits_cut_out_of_a_volume_give_what_a_copy_gives(kind, backend):
+    case = make_case(kind, shape=(4, 5, 6), ignore_index=1)
+    cut = torch.nn.functional.pad(case.logits, (1, 2, 2, 1, 1, 1))[:, :, 1:-1, 2:-1, 1:-2]
+    assert not cut.is_contiguous()
+    options = {**case.options(), "backend": backend}
+    loss, gradient = loss_and_gradient(lambda x: rw.region_wise_loss(x, case.maps, **options), case.logits)
+    found, of_cut = loss_and_gradient(lambda x: rw.region_wise_loss(x, case.maps, **options), cut)
+    torch.testing.assert_close((found, of_cut), (loss, gradient))
+
+
+@on_cpu_backends
 @pairwise(kind=KINDS, layout=list(LAYOUTS), dtype=[torch.float32, torch.bfloat16])
 def test_logits_of_any_layout_give_the_same_loss(layout, dtype, kind, backend):
     case = make_case(kind, num_classes=5, shape=(6, 35), dtype=dtype, ignore_index=-1)
@@ -245,6 +257,9 @@ def test_a_bad_label_that_is_not_checked_poisons_the_loss_with_nan(bad, kind, ba
     assert gradient.shape == case.logits.shape
     per_pixel = rw.region_wise_loss(case.logits, case.maps, reduction="none", **options)
     assert per_pixel.isnan().nonzero().tolist() == [[1, 2, 18]]
+    case = make_case(kind, shape=(4, 19), ignore_index=7)
+    case.labels[0, 0, 0] = bad
+    assert rw.region_wise_loss(case.logits, case.maps, **{**options, **case.options(), "validate": False}).isnan()
 
 
 @on_cpu_backends
@@ -260,11 +275,11 @@ def test_a_bad_label_is_named_with_its_place(kind, bad, backend):
 
 @on_cpu_backends
 def test_of_several_bad_labels_the_first_is_named(backend):
-    case = make_case(shape=(40, 50), batch=2)
+    case = make_case(shape=(80, 90), batch=2)  # more pixels than the core takes at once
     case.labels[1, 3, 4] = 8
-    case.labels[0, 39, 49] = 9
+    case.labels[0, 79, 49] = 9
     case.labels[1, 30, 40] = 10
-    with pytest.raises(ValueError, match=r"got 9 at \(0, 39, 49\)"):
+    with pytest.raises(ValueError, match=r"got 9 at \(0, 79, 49\)"):
         rw.region_wise_loss(case.logits, case.maps, backend=backend)
 
 

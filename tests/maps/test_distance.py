@@ -348,6 +348,12 @@ def test_a_numpy_buffer_is_written(backend):
     np.testing.assert_allclose(out, scipy_distance(labels), rtol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.int16, torch.int32, torch.int64], ids=readable)
+def test_labels_that_are_alike_in_their_low_bits_differ(backend, dtype):
+    labels = torch.tensor([[0, 256, 0, 256], [256, 0, 256, 0]]).to(dtype)
+    assert (rw.distance_transform(labels[None], backend=backend) == 1).all()
+
+
 @pytest.mark.parametrize("row", range(11))
 def test_a_nearer_border_two_rows_away_is_found_from_every_row(backend, row):
     # Elsewhere the nearest is 2 steps of 1.42 along the row, 8.07 when squared; from two rows away it is 4 + 2.02.

@@ -126,6 +126,9 @@ def test_a_class_maximum_of_a_present_class_has_to_be_positive_and_finite(backen
     message = rf"^class_max: expected a positive, finite .*, got {bad} for class 2 of image 1$"
     with pytest.raises(ValueError, match=message):
         rw.rectified_map(labels, 3, class_max=maxima, backend=backend)
+    maxima[0, 0] = bad
+    with pytest.raises(ValueError, match=f"got {bad} for class 0 of image 0$"):
+        rw.rectified_map(labels, 3, class_max=maxima, backend=backend)
 
 
 @pytest.mark.parametrize("ignore_index", [-1, -100, 255, 1])

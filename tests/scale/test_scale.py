@@ -14,6 +14,7 @@ from samples import SPACING, scene
 
 import rwkernels as rw
 from rwkernels.backends import reference
+from rwkernels.backends.native import maps as native_maps
 from rwkernels.data import class_max
 
 da = pytest.importorskip("dask.array", reason="dask is not installed (the extra `scale`)")
@@ -86,7 +87,7 @@ def no_core(monkeypatch):
     def core():
         raise AssertionError("the compiled core was called")
 
-    monkeypatch.setattr("rwkernels.backends.native.maps.core", core)
+    monkeypatch.setattr(native_maps, "core", core)
 
 
 @pytest.mark.parametrize("options", [{}, {"squared": True, "spacing": SPACING, "black_border": True}], ids=str)

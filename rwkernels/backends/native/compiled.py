@@ -78,8 +78,10 @@ def checked(call: Callable[..., None], problem: Any, **arguments: Any) -> None:
     """Calls a function of the core. Raises `BadInputError` for a value that it finds to be bad."""
     try:
         call(problem, **arguments)
+        return
     except core().BadValue as bad:
-        raise BadInputError(bad.argument, bad.index) from None
+        found = BadInputError(bad.argument, bad.index)
+    raise found  # out here, so that it carries no exception of the core, which no other process could read
 
 
 def address(tensor: Tensor | None) -> int:
