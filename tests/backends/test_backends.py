@@ -5,6 +5,7 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from loss_cases import make_case
@@ -12,6 +13,8 @@ from loss_cases import make_case
 import rwkernels as rw
 from rwkernels import backends as list_backends
 from rwkernels.backends import NAMES, choose, cucim, native, reference, triton
+from rwkernels.formats import in_order
+from rwkernels.maps import quantised
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 
@@ -43,6 +46,17 @@ def test_an_argument_comes_before_the_environment_and_that_before_the_usual_orde
     assert choose(CPU, "loss") is reference
     if native.can_run(CPU) is None:
         assert choose(CPU, "loss", "native") is native
+
+
+def test_work_on_files_and_labels_asks_no_backend_that_is_meant_for_a_gpu(monkeypatch):
+    monkeypatch.setenv("RWKERNELS_BACKEND", "cucim")
+    with pytest.raises(ValueError, match="backend: 'cucim' cannot run on cpu"):
+        choose(CPU, "fill_rectified")
+    values = np.asfortranarray(np.arange(24, dtype=np.uint8).reshape(2, 3, 4))
+    assert (in_order(values) == values).all()
+    assert in_order(values).flags.c_contiguous
+    foreground = torch.tensor([0.0, -0.25, -1.0])
+    assert quantised.encode(foreground, 8).tolist() == [0, 64, 255]
 
 
 def test_on_a_gpu_the_loss_runs_in_triton(pretended_gpu):
