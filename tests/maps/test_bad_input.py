@@ -119,6 +119,15 @@ def test_a_negative_or_huge_label_is_out_of_range_and_not_wrapped_into_it(transf
 
 
 @mapped
+def test_the_place_of_a_late_bad_label_is_named(transform, backend):
+    labels = torch.zeros(2, 50, 90, dtype=torch.int64)  # more pixels than the core takes at once
+    labels[0, 49, 49] = 9
+    labels[1, 3, 4] = 8
+    with pytest.raises(ValueError, match=r"got 9 at \(0, 49, 49\)"):
+        transform(labels, 4, backend=backend)
+
+
+@mapped
 def test_the_place_of_a_bad_label_is_that_in_the_labels_given_whatever_their_strides(transform, backend):
     labels = torch.zeros(1, 40, 13, dtype=torch.int64)
     labels[0, 31, 12] = 7

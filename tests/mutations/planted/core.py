@@ -94,7 +94,7 @@ CORE = [
         "wrong offset",
         "tally.first_bad = at + x + here.first_bad;",
         "tally.first_bad = at + here.first_bad;",
-        ("test_bad_input: label_out_of_range or place_of_a_bad_label", "test_loss_inputs: bad_label"),
+        ("test_bad_input: label_out_of_range or place_of_a_bad_label or late_bad_label", "test_loss_inputs: bad_label"),
     ),
     Mutation(
         "core-ignored-label-when-packed",
@@ -122,7 +122,7 @@ CORE = [
         "wrong stride",
         "offset += outer % size[a] * stride[a];",
         "offset += outer * stride[a];",
-        ("test_loss_inputs: layout or channels_last_3d",),
+        ("test_loss_inputs: layout or channels_last_3d or cut_out",),
     ),
     Mutation(
         "core-scale-of-weighted-compact-maps",
@@ -172,7 +172,7 @@ CORE = [
         "off by one",
         "const int needed = range < 256 ? 1 : range < 65536 ? 2 : 4;",
         "const int needed = range <= 256 ? 1 : range < 65536 ? 2 : 4;",
-        ("test_distance: any_label_value or lowest_and_highest or dtype",),
+        ("test_distance: any_label_value or lowest_and_highest or dtype or low_bits",),
     ),
 ]
 
