@@ -7,9 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rwkernels.backends import reference
 from rwkernels.backends.native.compiled import FLOAT_CODES, LABEL_CODES, address, checked, core, written
-from rwkernels.backends.native.maps import first_bad_label
 from rwkernels.backends.problem import (
     LossProblem,
     all_class_scales,
@@ -19,13 +17,6 @@ from rwkernels.backends.problem import (
     scaled_gradient,
 )
 from rwkernels.backends.threads import threads
-
-
-def _holds_unchecked_bad_label(problem: LossProblem) -> bool:
-    """Whether a dense map comes with a label that has to give NaN: the core uses its labels to ignore pixels alone."""
-    if problem.compact or problem.validate or problem.labels is None:
-        return False
-    return first_bad_label(problem.labels.contiguous(), problem.logits.shape[1], problem.ignore_index) >= 0
 
 
 def _described(problem: LossProblem, validate: bool) -> tuple[Any, list[Tensor | None]]:
@@ -69,10 +60,6 @@ def loss(
     validate: bool,
 ) -> Tensor:
     """See `Backend`."""
-    if _holds_unchecked_bad_label(problem):
-        return reference.loss(
-            problem, with_loss=with_loss, grad=grad, upstream=upstream, divide=divide, validate=validate
-        )
     logits = problem.logits
     image_scale = pixel_scale = None
     if grad is not None:

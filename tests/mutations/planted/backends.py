@@ -26,13 +26,6 @@ BACKENDS = [
         ),
     ),
     Mutation(
-        "native-first-label-is-bad",
-        "off by one",
-        "problem.labels.contiguous(), problem.logits.shape[1], problem.ignore_index) >= 0",
-        "problem.labels.contiguous(), problem.logits.shape[1], problem.ignore_index) > 0",
-        ("test_loss_inputs: poisons",),
-    ),
-    Mutation(
         "native-spacing-of-missing-axes",
         "swapped axes",
         "(*[1.0] * (3 - axes), *spacing)",
