@@ -85,6 +85,7 @@ def region_wise(
     divisor,
     ignore_index,
     background_value,
+    weight,  # of the loss: multiplies the gradient; None: 1
     K: tl.constexpr,
     PARTS: tl.constexpr,
     ROWS: tl.constexpr,
@@ -98,15 +99,18 @@ def region_wise(
     LOGITS_LAST: tl.constexpr,  # channels_last; the gradient is as the logits
     MAPS_LAST: tl.constexpr,
     WIDE: tl.constexpr,  # an image has 2^31 elements or more
+    program=None,  # its number; None: that of the launch
 ):
     """Eq. 1 and Eq. 2 of `BLOCK` pixels of one image."""
     T: tl.constexpr = tl.float64 if logits.dtype.element_ty == tl.float64 else tl.float32
     P: tl.constexpr = tl.int64 if WIDE else tl.int32
     RECTIFIED: tl.constexpr = (COMPACT and class_scale is None) and FIRST == 0  # two values a pixel
-    image = tl.cast(tl.program_id(0) // blocks, tl.int64)
+    if program is None:
+        program = tl.program_id(0)
+    image = tl.cast(program // blocks, tl.int64)
     run = image // images
     size = tl.cast(pixels, P) * UNIT
-    pixel = tl.cast(tl.program_id(0) % blocks, P) * BLOCK + tl.arange(0, BLOCK)[None, :]
+    pixel = tl.cast(program % blocks, P) * BLOCK + tl.arange(0, BLOCK)[None, :]
     inside = pixel < size
     base = image * size
     row = tl.arange(0, ROWS)[:, None]
@@ -188,8 +192,10 @@ def region_wise(
         if PER_PIXEL:
             tl.store(loss + base + pixel, counted, mask=inside)
         else:
-            tl.store(loss + tl.program_id(0), tl.sum(counted))
+            tl.store(loss + program, tl.sum(counted))
     if grad is not None:
+        if weight is not None:
+            incoming = incoming * weight
         if MEAN:
             incoming = incoming / tl.cast(elements, T)
         factor = tl.full([1, BLOCK], 1.0, T) * incoming
@@ -208,10 +214,9 @@ def region_wise(
             tl.store(grad + at, g.to(grad.dtype.element_ty), mask=inside & (k < K))
 
 
-@triton.jit(do_not_specialize=["divisor", "parts", "images"])
-def finish_loss(partials, loss, count, divisor, parts, images, MEAN: tl.constexpr, BLOCK: tl.constexpr):
+@triton.jit
+def loss_of_run(partials, count, divisor, parts, images, run, MEAN: tl.constexpr, BLOCK: tl.constexpr):
     """The loss of a run of images from the sums of its programs: in float64, always in the same order."""
-    run = tl.cast(tl.program_id(0), tl.int64)
     total = tl.zeros([BLOCK], tl.float64)
     for first in range(0, parts, BLOCK):
         part = first + tl.arange(0, BLOCK)
@@ -219,6 +224,14 @@ def finish_loss(partials, loss, count, divisor, parts, images, MEAN: tl.constexp
     value = tl.sum(total)
     if MEAN:
         value = value / tl.cast(_elements(count, divisor, images, run), tl.float64)
+    return value
+
+
+@triton.jit(do_not_specialize=["divisor", "parts", "images"])
+def finish_loss(partials, loss, count, divisor, parts, images, MEAN: tl.constexpr, BLOCK: tl.constexpr):
+    """The loss of every run of images."""
+    run = tl.cast(tl.program_id(0), tl.int64)
+    value = loss_of_run(partials, count, divisor, parts, images, run, MEAN, BLOCK)
     tl.store(loss + run, value.to(loss.dtype.element_ty))
 
 
@@ -232,16 +245,22 @@ def scale_gradient(
     blocks,  # programs of a run
     images,
     divisor,
+    weight,  # of the loss, if the gradient is without it; None: 1
     BLOCK: tl.constexpr,
     UNIT: tl.constexpr,
     MEAN: tl.constexpr,
+    program=None,  # its number; None: that of the launch
 ):
     """The kept gradient times the incoming one."""
     T: tl.constexpr = tl.float64 if grad.dtype.element_ty == tl.float64 else tl.float32
-    run = tl.cast(tl.program_id(0) // blocks, tl.int64)
+    if program is None:
+        program = tl.program_id(0)
+    run = tl.cast(program // blocks, tl.int64)
     elements = tl.cast(size, tl.int64) * UNIT
-    at = tl.cast(tl.program_id(0) % blocks, tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    at = tl.cast(program % blocks, tl.int64) * BLOCK + tl.arange(0, BLOCK)
     factor = _incoming(upstream, run, T)
+    if weight is not None:
+        factor = factor * weight
     if MEAN:
         factor = factor / tl.cast(_elements(count, divisor, images, run), T)
     touched = elements

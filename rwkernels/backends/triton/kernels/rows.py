@@ -112,11 +112,13 @@ def row_pass(
     CLASSES: tl.constexpr,  # distances to every class instead of to another label
     BORDER: tl.constexpr,
     IGNORE: tl.constexpr,
+    program=None,  # its number; None: that of the launch
 ):
     """Squared distances within rows, signed for the next axis, and the least of every `ROWS` rows."""
     T: tl.constexpr = out.dtype.element_ty
     WIDTH: tl.constexpr = LANES * EACH
-    program = tl.program_id(0)
+    if program is None:
+        program = tl.program_id(0)
     width = units * UNIT
     if maxima is not None:  # before any program of the last pass adds to them
         k = tl.arange(0, K_TILE)
