@@ -83,7 +83,7 @@ class _LossPlan:
         )
 
     def __call__(self, logits: Sequence[Tensor], others: Sequence[Tensor | None]) -> StepResult:
-        loss = torch.empty((), dtype=self.loss_dtype)
+        loss = logits[0].new_empty((), dtype=self.loss_dtype)
         if self._makes_map:
             _, grad, foreground, count = self.step(logits[0], others[0], loss)
             return StepResult(loss, () if grad is None else (grad,), (foreground,), () if count is None else (count,))
@@ -97,10 +97,10 @@ class _LossPlan:
     ) -> tuple[float, Tensor | None, Tensor, Tensor | None]:
         """Loss, with `before` added to it, gradient, foreground and count of labels [B, *S] or [B, 1, *S]."""
         assert labels is not None
-        foreground = torch.empty(self._shape, dtype=torch.float32)
+        foreground = logits.new_empty(self._shape, dtype=torch.float32)
         if self._huge_map:
             advise_huge_pages(foreground)
-        count = torch.empty(self._shape[0], dtype=torch.int64) if self._counts else None
+        count = logits.new_empty(self._shape[0], dtype=torch.int64) if self._counts else None
         grad = self._fresh_grad(logits)
         total = self._fill(logits, foreground, labels.contiguous(), None, count, grad, loss, before)
         return total, grad, foreground, count
@@ -164,7 +164,7 @@ class _StepPlan:
         self._levels = [_level(problem, level) for level in problem.levels]
 
     def __call__(self, logits: Sequence[Tensor], others: Sequence[Tensor | None]) -> StepResult:
-        loss = torch.empty((), dtype=self._levels[0].loss_dtype)
+        loss = logits[0].new_empty((), dtype=self._levels[0].loss_dtype)
         grads, foregrounds, counts = [], [], []
         total = 0.0
         for plan, of_level, labels in zip(self._levels, logits, others, strict=True):
@@ -191,7 +191,7 @@ def _level(problem: StepProblem, level: Level) -> _LossPlan:
     count = None if problem.ignore_index is None else labels.new_empty(len(labels), dtype=torch.int64)
     loss = LossProblem(
         logits=logits,
-        maps=torch.empty(labels.shape, dtype=torch.float32),
+        maps=logits.new_empty(labels.shape, dtype=torch.float32),
         labels=labels,
         background=None,
         class_scale=None,
