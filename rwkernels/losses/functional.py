@@ -11,6 +11,7 @@ from torch import Tensor
 from rwkernels import checks
 from rwkernels.losses import distributed
 from rwkernels.losses.problem import loss_problem
+from rwkernels.losses.repeated import Options, loss_of_map
 from rwkernels.maps.compact import RectifiedMap
 from rwkernels.ops import mode
 from rwkernels.ops.autograd import region_wise
@@ -87,8 +88,19 @@ def region_wise_loss(
         >>> round(loss.item(), 6), (logits.grad * 4).flatten()
         (0.15, tensor([ 0.1000,  0.1000,  0.1000, -0.3000]))
     """
+    options = Options(
+        ignore_index=checks.ignore_index(ignore_index),
+        include_background=checks.flag("include_background", include_background),
+        reduction=checks.choice("reduction", reduction, checks.REDUCTIONS),
+        recompute=checks.flag("recompute", recompute),
+        validate=validate,
+        backend=backend,
+    )
+    if process_group is None:
+        loss = loss_of_map(logits, maps, labels, options)
+        if loss is not None:
+            return loss
     logits = checks.logits(logits)
-    checks.choice("reduction", reduction, checks.REDUCTIONS)
     group = distributed.check_group(process_group, reduction)
     if group is not None and not torch.compiler.is_compiling() and mode.transforms_active():
         raise NotImplementedError("process_group: a transform of torch.func cannot sum over processes; expected None")
@@ -107,7 +119,7 @@ def region_wise_loss(
     # A pixel's own incoming gradient is known in the backward only, and a transform may hide requires_grad. A compiled
     # backward cannot change in place what the forward kept: on a GPU, computing it there moves fewer bytes than a copy.
     with_grad = (
-        not checks.flag("recompute", recompute)
+        not recompute
         and reduction != "none"
         and torch.is_grad_enabled()
         and logits.requires_grad
