@@ -251,7 +251,8 @@ def _columns(
     )
 
 
-def _too_large(labels: Tensor) -> bool:
+def too_large(labels: Tensor) -> bool:
+    """Whether the reference does it: the kernels take no such labels."""
     return labels.shape[-1] > _WIDEST or math.prod(labels.shape[2:]) >= _LARGEST
 
 
@@ -259,7 +260,7 @@ def fill_distance(out: Tensor, problem: MapProblem, *, squared: bool) -> None:
     """See `Backend`."""
     if problem.labels.numel() == 0:
         return
-    if _too_large(problem.labels):
+    if too_large(problem.labels):
         reference.fill_distance(out, problem, squared=squared)
         return
     _transform(_task(problem), _Result("squared" if squared else "distance", out))
@@ -267,7 +268,7 @@ def fill_distance(out: Tensor, problem: MapProblem, *, squared: bool) -> None:
 
 def fill_class_distance(out: Tensor, problem: MapProblem, *, squared: bool) -> None:
     """See `Backend`."""
-    if problem.labels.numel() == 0 or _too_large(problem.labels):
+    if problem.labels.numel() == 0 or too_large(problem.labels):
         reference.fill_class_distance(out, problem, squared=squared)
         return
     _transform(_task(problem, per_class=True), _Result("squared" if squared else "distance", out))
@@ -278,7 +279,7 @@ def fill_class_distance(out: Tensor, problem: MapProblem, *, squared: bool) -> N
 def fill_rectified(out: Tensor, count: Tensor, problem: MapProblem) -> None:
     """See `Backend`."""
     labels, num_classes, ignore_index = problem.labels, problem.num_classes, problem.ignore_index
-    if labels.numel() == 0 or _too_large(labels):
+    if labels.numel() == 0 or too_large(labels):
         reference.fill_rectified(out, count, problem)
         return
     task = _task(problem)
@@ -313,7 +314,7 @@ def fill_rectified(out: Tensor, count: Tensor, problem: MapProblem) -> None:
 def fill_boundary(out: Tensor, problem: MapProblem, *, absent: float, inside_offset: float) -> None:
     """See `Backend`."""
     labels = problem.labels
-    if labels.numel() == 0 or _too_large(labels):
+    if labels.numel() == 0 or too_large(labels):
         reference.fill_boundary(out, problem, absent=absent, inside_offset=inside_offset)
         return
     inside = _empty(labels, labels.shape, torch.float32)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
+import math
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -37,7 +38,7 @@ class Place(NamedTuple):
 
     def of(self, buffer: Tensor) -> Tensor:
         """The tensor there."""
-        if self.offset == 0 and self.dtype == buffer.dtype and self.shape.numel() == buffer.numel():  # type: ignore[attr-defined]
+        if self.offset == 0 and self.dtype == buffer.dtype and math.prod(self.shape) == buffer.numel():
             return buffer
         start = buffer.storage_offset() * buffer.element_size() + self.offset
         found = torch.empty(0, dtype=self.dtype, device=buffer.device)
