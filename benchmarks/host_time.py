@@ -215,11 +215,8 @@ class Parts:
 
 @contextlib.contextmanager
 def seams(parts: Parts) -> Iterator[None]:
-    """A context in which the parts of a step on the Triton backend have their clocks."""
+    """A context in which the parts of a step on the Triton backend have their clocks, by plans and by operators."""
     import torch
-
-    triton = importlib.import_module("rwkernels.backends.triton")
-    maps = importlib.import_module("rwkernels.backends.triton.maps")
 
     def launching(original: Callable[..., Any]) -> Callable[..., Any]:
         def launch(kernel: Any, *arguments: Any, **constants: Any) -> None:
@@ -227,24 +224,48 @@ def seams(parts: Parts) -> Iterator[None]:
 
         return launch
 
+    def binding(original: Callable[..., Any]) -> Callable[..., Any]:
+        def binary(call: Any, *arguments: Any) -> Any:
+            run = original(call, *arguments)
+            return run and parts.timed(f"launch {call.kernel.fn.__name__}", run)
+
+        return binary
+
     with contextlib.ExitStack() as stack:
 
         def patch(owner: Any, name: str, made: Callable[..., Any]) -> None:
             if hasattr(owner, name):
                 stack.enter_context(mock.patch.object(owner, name, made(getattr(owner, name))))
 
-        for name in ("empty", "empty_like", "empty_strided", "zeros"):
-            patch(torch, name, functools.partial(parts.timed, "allocation"))
-        for name in ("new_empty", "new_zeros"):
-            patch(torch.Tensor, name, functools.partial(parts.timed, "allocation"))
-        for name in ("rectified", "region_wise"):
-            patch(torch.ops.rwkernels, name, functools.partial(parts.timed, f"operator {name}"))
-        for name in ("fill_rectified", "loss", "scale_gradient"):
-            patch(triton, name, functools.partial(parts.timed, f"backend {name}"))
-        for module in (triton, maps):
+        def clock(owner: Any, names: Sequence[str], part: str) -> None:
+            for name in names:
+                patch(owner, name, functools.partial(parts.timed, part.format(name)))
+
+        clock(torch, ("empty", "empty_like", "empty_strided", "zeros"), "allocation")
+        clock(torch.Tensor, ("new_empty", "new_zeros"), "allocation")
+        clock(torch.Tensor, ("backward",), "backward")
+        clock(torch.ops.rwkernels, ("rectified", "region_wise"), "operator {}")
+        clock(_module("ops.planned"), ("key_of",), "key of a plan")
+        triton, replay = _module("backends.triton"), _module("backends.triton.replay")
+        clock(triton, ("fill_rectified", "loss", "scale_gradient"), "backend {}")
+        patch(replay, "_binary", binding)
+        clock(getattr(replay, "Replay", None), ("__call__",), "plan: arguments of launches")
+        plans = _module("backends.triton.plans")
+        clock(getattr(plans, "StepPlan", None), ("__call__", "scale"), "plan: results, and what stands around")
+        for module in (triton, _module("backends.triton.maps"), _module("backends.triton.loss")):
             patch(module, "launch", launching)
-        patch(torch.Tensor, "backward", functools.partial(parts.timed, "backward"))
+        kept = getattr(_module("ops.planned"), "_plans", None)
+        if kept is not None:  # they have bound launches without a clock
+            stack.enter_context(mock.patch.dict(kept, clear=True))
         yield
+
+
+def _module(name: str) -> Any:
+    """A module of the package; None where there is no such module."""
+    try:
+        return importlib.import_module(f"rwkernels.{name}")
+    except ImportError:
+        return None
 
 
 # --- measuring ------------------------------------------------------------------------------------------------

@@ -35,13 +35,6 @@ def warps_of(threads: int) -> int:
     return max(threads // (64 if torch.version.hip else 32), 1)
 
 
-def place_of(tensor: Tensor) -> AbstractContextManager[Any]:
-    """A context in which the device of `tensor` is the current one."""
-    if tensor.is_cuda and tensor.device.index != torch.cuda.current_device():
-        return torch.cuda.device(tensor.device)
-    return nullcontext()
-
-
 def launch(kernel: Any, programs: int, threads: int, *arguments: Any, **constants: Any) -> None:
     """Runs `programs` programs on the device and current stream of the first argument.
 
@@ -55,8 +48,8 @@ def launch(kernel: Any, programs: int, threads: int, *arguments: Any, **constant
     place: AbstractContextManager[Any] = nullcontext()
     if isinstance(first, FunctionalTensor):
         kernel = torch.library.wrap_triton(kernel)
-    else:
-        place = place_of(first)
+    elif first.is_cuda and first.device.index != torch.cuda.current_device():
+        place = torch.cuda.device(first.device)
     with place:
         kernel[(programs,)](*arguments, **constants, num_warps=warps_of(threads))
 

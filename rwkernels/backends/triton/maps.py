@@ -54,6 +54,7 @@ class _Task(NamedTuple):
     per_class: bool
     border: bool
     ignore_index: int | None
+    width: int = 0  # of rows, at least, as the kernel of the row pass is compiled for: other levels may be wider
 
     @property
     def axes(self) -> int:
@@ -102,11 +103,11 @@ class _Task(NamedTuple):
         return {"CLASSES": self.per_class, "BORDER": self.border and real_axis, "IGNORE": ignores}
 
 
-def _task(problem: MapProblem, *, per_class: bool = False) -> _Task:
+def _task(problem: MapProblem, *, per_class: bool = False, width: int = 0) -> _Task:
     spacing = problem.spacing
     steps = (*[float(spacing[-1])] * (3 - len(spacing)), *map(float, spacing))
     border = problem.black_border and not per_class
-    return _Task(problem.labels, steps, max(problem.num_classes, 1), per_class, border, problem.ignore_index)
+    return _Task(problem.labels, steps, max(problem.num_classes, 1), per_class, border, problem.ignore_index, width)
 
 
 class _Result(NamedTuple):
@@ -162,7 +163,7 @@ def _unit(size: int, most: int) -> int:
 def _rows(task: _Task, field: Tensor, result: _Result) -> Tensor:
     """The pass along rows; returns the least values of the blocks of the next one."""
     z, y, x = task.sizes
-    width, blocks, outer = max(_power_of_two(x), _EACH), blocks_of(y, _ROWS), task.images * z
+    width, blocks, outer = max(_power_of_two(max(x, task.width)), _EACH), blocks_of(y, _ROWS), task.images * z
     tile = max(min(_TILE // width, _ROWS), 1)
     each = 32 if tile >= 4 else 8
     unit = _unit(x, _EACH)
@@ -276,13 +277,13 @@ def fill_class_distance(out: Tensor, problem: MapProblem, *, squared: bool) -> N
         refuse_bad_values(problem)
 
 
-def fill_rectified(out: Tensor, count: Tensor, problem: MapProblem) -> None:
-    """See `Backend`."""
+def fill_rectified(out: Tensor, count: Tensor, problem: MapProblem, *, width: int = 0) -> None:
+    """See `Backend`. The row pass is compiled for rows of at least `width` pixels."""
     labels, num_classes, ignore_index = problem.labels, problem.num_classes, problem.ignore_index
     if labels.numel() == 0 or too_large(labels):
         reference.fill_rectified(out, count, problem)
         return
-    task = _task(problem)
+    task = _task(problem, width=width)
     squared = _empty(labels, labels.shape, task.last)
     bits = torch.int64 if task.last == torch.float64 else torch.int32
     maxima = _empty(labels, (len(labels), num_classes), bits)

@@ -242,7 +242,8 @@ class StepPlan(_Plan):
     """One level, or several at once, from labels on."""
 
     def __init__(self, problem: StepProblem) -> None:
-        found = [_note_level(problem, level) for level in problem.levels]
+        width = max(level.logits.shape[-1] for level in problem.levels)
+        found = [_note_level(problem, level, width) for level in problem.levels]
         weights = tuple(level.weight for level in problem.levels)
         super().__init__([level.problem for level in found], weights)
         self._with_grad, self._counts = problem.with_grad, problem.ignore_index is not None
@@ -286,7 +287,7 @@ class StepPlan(_Plan):
         return [problem.maps.shape for problem in self._problems]
 
 
-def _note_level(problem: StepProblem, level: Level) -> _Noted:
+def _note_level(problem: StepProblem, level: Level, width: int) -> _Noted:
     logits, labels = _without_memory(level.logits), _flat(level)
     grad = torch.empty_like(logits) if problem.with_grad else None
     foreground = torch.empty(labels.shape, dtype=torch.float32, device="meta")
@@ -318,7 +319,7 @@ def _note_level(problem: StepProblem, level: Level) -> _Noted:
         groups=0,
     )
     with _Dry(), noted() as calls:
-        map_passes.fill_rectified(foreground, count, of_map)
+        map_passes.fill_rectified(foreground, count, of_map, width=width)
         result = _note_loss(of_loss, grad)
     return _Noted(calls, of_loss, grad, result, count)
 

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from rwkernels.backends.triton.launch import Call, launch, place_of, warps_of
+from rwkernels.backends.triton.launch import Call, launch, warps_of
 
 _ALIGNED = 16  # bytes: what Triton tells apart in an address
 
@@ -79,49 +79,69 @@ class Replay:
     """Calls whose pointers are `Place`s. It holds no tensor, and several threads may call it."""
 
     def __init__(self, calls: Sequence[Call]) -> None:
-        self.calls = tuple(calls)
-        distinct = dict.fromkeys(place for call in calls for place in _places(call.arguments))
-        self._places = tuple(distinct)
-        self._where = [(place.buffer, place.offset) for place in distinct]
-        # By what of an argument or of Triton's own settings makes another binary; of one driver.
+        self._calls = tuple(calls)
+        self._places = tuple(dict.fromkeys(place for call in calls for place in _places(call.arguments)))
+        self._where = [(place.buffer, place.offset) for place in self._places]
+        triton = importlib.import_module("triton")
+        self._drivers, self._knobs = triton.runtime.driver, getattr(triton, "knobs", None)
+        self._compiles = all(isinstance(call.kernel, triton.JITFunction) for call in calls)
+        # Of one driver, and by what else chooses a binary: Triton's settings, and the buffers that are not aligned.
         self._bound: tuple[Any, dict[Any, _Bound | None]] = (None, {})
 
     def __call__(self, buffers: Sequence[Tensor]) -> None:
         """Launches on the device and current stream of the first buffer."""
-        with place_of(buffers[0]):
-            bases = [buffer.data_ptr() for buffer in buffers]
-            unaligned: tuple[int, ...] = ()
-            if functools.reduce(operator.or_, bases) % _ALIGNED:
-                unaligned = tuple(index for index, base in enumerate(bases) if base % _ALIGNED)
-            found, stream = self._binaries(unaligned)
-            if found is None:
-                self._launch(buffers)
-                return
-            values = addresses(self._where, bases, buffers)
-            values = [*values, *[make(values) for make in found.tuples], *found.rest]
-            for run, arguments in found.launches:
-                run(*arguments(values), stream=stream)
+        first = buffers[0]
+        if first.is_cuda and first.device.index != torch.cuda.current_device():
+            with torch.cuda.device(first.device):
+                self._run(buffers)
+        else:
+            self._run(buffers)
 
-    def _binaries(self, unaligned: tuple[int, ...]) -> tuple[_Bound | None, Any]:
-        """What is launched, and the current stream; None where launches have to be ordinary ones."""
-        if not all(_is_compiled(call.kernel) for call in self.calls):
-            return None, None
-        driver = importlib.import_module("triton").runtime.driver.active
-        key = (unaligned, *_settings())
+    def _run(self, buffers: Sequence[Tensor]) -> None:
+        bases = [buffer.data_ptr() for buffer in buffers]
+        found = self._binaries(bases) if self._compiles else None
+        if found is None:
+            self._launch(buffers)
+            return
+        values = addresses(self._where, bases, buffers)
+        values = [*values, *[make(values) for make in found.tuples], *found.rest]
+        driver = self._drivers.active
+        stream = driver.get_current_stream(driver.get_current_device())
+        for run, arguments in found.launches:
+            run(*arguments(values), stream=stream)
+
+    def _binaries(self, bases: Sequence[int]) -> _Bound | None:
+        """What is launched; None where launches have to be ordinary ones."""
+        unaligned: tuple[int, ...] = ()
+        if functools.reduce(operator.or_, bases) % _ALIGNED:
+            unaligned = tuple(index for index, base in enumerate(bases) if base % _ALIGNED)
+        key = (unaligned, *self._settings())
+        driver = self._drivers.active
         of_driver, kept = self._bound
         if of_driver is not driver:
             kept = {}
             self._bound = (driver, kept)
-        if key not in kept:
-            kept[key] = self._bind(unaligned)
-        return kept[key], driver.get_current_stream(driver.get_current_device())
+        try:
+            return kept[key]
+        except KeyError:
+            found = kept[key] = self._bind(unaligned)
+            return found
+
+    def _settings(self) -> tuple[Any, ...]:
+        """What an ordinary launch looks at beside its arguments."""
+        knobs = self._knobs
+        if knobs is None:
+            return ()
+        runtime = knobs.runtime
+        mode = getattr(knobs.compilation, "instrumentation_mode", None)
+        return runtime.debug, mode, getattr(runtime, "add_stages_inspection_hook", None)
 
     def _bind(self, unaligned: tuple[int, ...]) -> _Bound | None:
         number = {place: index for index, place in enumerate(self._places)}
         getters: list[Callable[[Sequence[Any]], Any]] = []
         rest: list[Any] = []
         launches = []
-        for call in self.calls:
+        for call in self._calls:
             run = _binary(call, unaligned)
             if run is None:
                 return None
@@ -149,7 +169,7 @@ class Replay:
                 return tensors[value]
             return tuple(map(tensor, value)) if isinstance(value, tuple) else value
 
-        for call in self.calls:
+        for call in self._calls:
             launch(call.kernel, call.programs, call.threads, *map(tensor, call.arguments), **call.constants)
 
 
@@ -163,28 +183,6 @@ def _getter(indices: Sequence[int]) -> Callable[[Sequence[Any]], tuple[Any, ...]
     if len(indices) == 1:
         return lambda values: (values[indices[0]],)
     return operator.itemgetter(*indices)
-
-
-@functools.cache
-def _is_compiled(kernel: Any) -> bool:
-    return isinstance(kernel, importlib.import_module("triton").JITFunction)
-
-
-@functools.cache
-def _knobs() -> Any:
-    try:
-        return importlib.import_module("triton.knobs")
-    except ImportError:
-        return None
-
-
-def _settings() -> tuple[Any, ...]:
-    """What an ordinary launch looks at beside its arguments."""
-    knobs = _knobs()
-    if knobs is None:
-        return ()
-    mode = getattr(knobs.compilation, "instrumentation_mode", None)
-    return knobs.runtime.debug, mode, getattr(knobs.runtime, "add_stages_inspection_hook", None)
 
 
 def _all_arguments(call: Call) -> list[Any]:
