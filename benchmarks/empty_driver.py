@@ -20,7 +20,6 @@ import tempfile
 from functools import cache
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 _NAME = "libcuda.so.1"
 _SOURCE = r"""
@@ -100,6 +99,7 @@ def _load() -> str:
         subprocess.run(
             [compiler, "-O2", "-shared", "-fPIC", f"-Wl,-soname,{_NAME}", "-o", library, str(source)], check=True
         )
+        Path(folder.name, "libcuda.so").symlink_to(_NAME)  # as earlier versions of Triton link
         _LIBRARY.extend([ctypes.CDLL(library, ctypes.RTLD_GLOBAL), folder])
     return str(_LIBRARY[1].name)
 
@@ -143,8 +143,8 @@ def _driver(folder: str) -> Any:
         def get_benchmarker(self) -> Any:
             raise NotImplementedError("an empty driver has no speed")
 
-    with mock.patch.dict(os.environ, TRITON_LIBCUDA_PATH=folder):
-        return EmptyDriver()
+    os.environ["TRITON_LIBCUDA_PATH"] = folder  # earlier versions of Triton build a launcher for every signature
+    return EmptyDriver()
 
 
 def _zero() -> int:

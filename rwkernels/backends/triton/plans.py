@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -167,7 +166,7 @@ class _Plan:
         self._scales: dict[bool, Replay] = {}
 
     def _loss(self, like: Tensor) -> Tensor:
-        return torch.empty((), dtype=self._loss_dtype, device=like.device)
+        return torch.empty_strided((), (), dtype=self._loss_dtype, device=like.device)
 
     def scale(
         self, upstream: Tensor, grads: Sequence[Tensor], counts: Sequence[Tensor | None], *, in_place: bool
@@ -246,16 +245,18 @@ class StepPlan(_Plan):
         found = [_note_level(problem, level, width) for level in problem.levels]
         weights = tuple(level.weight for level in problem.levels)
         super().__init__([level.problem for level in found], weights)
-        self._with_grad, self._counts = problem.with_grad, problem.ignore_index is not None
-        self._images = len(problem.levels[0].logits)
+        self._with_grad = problem.with_grad
+        # The shapes and strides of what a call gives.
+        self._grids = [(tuple(level.problem.maps.shape), level.problem.maps.stride()) for level in found]
+        self._images = (tuple(found[0].counted.shape), (1,))
+        self._counted = range(len(found)) if problem.ignore_index is not None else ()
         layout = _Layout()
         layout.add(*(level.problem.logits for level in found))
         layout.add(*(level.problem.labels for level in found))
         if problem.with_grad:
             layout.add(*(level.grad for level in found))
         layout.add(*(level.problem.maps for level in found))
-        if self._counts:
-            layout.add(*(level.counted for level in found))
+        layout.add(*(found[level].counted for level in self._counted))
         layout.add(found[0].result)
         for level in found:
             layout.place_scratch(level.calls, level.grad)
@@ -271,20 +272,18 @@ class StepPlan(_Plan):
     def __call__(self, logits: Sequence[Tensor], others: Sequence[Tensor | None]) -> StepResult:
         """See `Plan`."""
         first = logits[0]
-        labels = [own if own.is_contiguous() else own.contiguous() for own in others]  # type: ignore[union-attr]
+        labels = [own if own.is_contiguous() else own.contiguous() for own in others if own is not None]
         result = self._loss(first)
         grads = [torch.empty_like(of_level) for of_level in logits] if self._with_grad else ()
-        foregrounds = [torch.empty(shape, dtype=torch.float32, device=first.device) for shape in self._shapes]
-        counts: Sequence[Tensor] = ()
-        if self._counts:
-            counts = torch.empty((len(logits), self._images), dtype=torch.int64, device=first.device).unbind()
-        scratch = torch.empty(self._scratch, dtype=torch.uint8, device=first.device)
+        device = first.device
+        # Of all functions that allocate, this one is the fastest.
+        foregrounds = [
+            torch.empty_strided(shape, stride, dtype=torch.float32, device=device) for shape, stride in self._grids
+        ]
+        counts = [torch.empty_strided(*self._images, dtype=torch.int64, device=device) for _ in self._counted]
+        scratch = torch.empty_strided((self._scratch,), (1,), dtype=torch.uint8, device=device)
         self._run((*logits, *labels, *grads, *foregrounds, *counts, result, scratch))
         return StepResult(result, grads, foregrounds, counts)
-
-    @cached_property
-    def _shapes(self) -> list[torch.Size]:
-        return [problem.maps.shape for problem in self._problems]
 
 
 def _note_level(problem: StepProblem, level: Level, width: int) -> _Noted:

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from rwkernels.backends.triton.launch import Call, launch, warps_of
+from rwkernels.backends.triton.launch import Call, warps_of
 
 _ALIGNED = 16  # bytes: what Triton tells apart in an address
 
@@ -170,7 +170,8 @@ class Replay:
             return tuple(map(tensor, value)) if isinstance(value, tuple) else value
 
         for call in self._calls:
-            launch(call.kernel, call.programs, call.threads, *map(tensor, call.arguments), **call.constants)
+            arguments = map(tensor, call.arguments)
+            call.kernel[(call.programs,)](*arguments, **call.constants, num_warps=warps_of(call.threads))
 
 
 def _places(value: Any) -> list[Place]:
