@@ -173,8 +173,8 @@ def _step_row(core: Any) -> Prepared:
     )
     plan = core.LossPlan(problem, maps=maps, grad_strides=strides, mean=True, divide=True, channels=classes, weight=1.0)
 
-    def run() -> Any:
-        return plan.run(
+    def run() -> None:
+        plan.run(
             _address(logits), _address(foreground), _address(image), 0, 0, 0, _address(grad), _address(loss), 0.0, 1
         )
 
