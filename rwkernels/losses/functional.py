@@ -96,12 +96,13 @@ def region_wise_loss(
         validate=validate,
         backend=backend,
     )
-    if process_group is None:
-        loss = loss_of_map(logits, maps, labels, options)
-        if loss is not None:
-            return loss
-    logits = checks.logits(logits)
     group = distributed.check_group(process_group, reduction)
+    ignores = options.ignore_index is not None or getattr(maps, "ignore_index", None) is not None
+    if group is None or not ignores:  # who joins losses has to know how many pixels count
+        planned = loss_of_map(logits, maps, labels, options)
+        if planned is not None:
+            return distributed.joined(planned, logits, None, reduction, group)
+    logits = checks.logits(logits)
     if group is not None and not torch.compiler.is_compiling() and mode.transforms_active():
         raise NotImplementedError("process_group: a transform of torch.func cannot sum over processes; expected None")
     problem = loss_problem(
@@ -126,10 +127,4 @@ def region_wise_loss(
         and (not logits.is_cuda if torch.compiler.is_compiling() else not mode.transforms_active())
     )
     loss, _ = region_wise(problem, with_grad)
-    if group is None:
-        return loss
-    if reduction == "sum":
-        return loss * distributed.size_of(group)
-    if distributed.size_of(group) == 1:
-        return loss
-    return distributed.weighted(loss, distributed.pixels_of(logits, problem.image_count), group)
+    return distributed.joined(loss, logits, problem.image_count, reduction, group)

@@ -159,15 +159,19 @@ class RegionWiseLoss(nn.Module):
         self, logits: Sequence[Any], labels: Sequence[Any], spacings: Sequence[Any], weights: Sequence[float]
     ) -> Tensor | None:
         """The weighted sum of the losses of several levels by one plan; None where there is none (see `repeated`)."""
-        if self.maps != "rectified" or self.class_weight is not None or self.process_group is not None:
+        group = self.process_group
+        if self.maps != "rectified" or self.class_weight is not None:
             return None
         if type(self).build_map is not RegionWiseLoss.build_map:
+            return None
+        if group is not None and (len(logits) > 1 or self.ignore_index is not None):  # who joins them counts pixels
             return None
         spacings = [self.spacing if spacing is None else spacing for spacing in spacings]
         options = Options(
             self.ignore_index, self.include_background, self.reduction, self.recompute, self.validate, self.backend
         )
-        return loss_of_labels(logits, labels, spacings, weights, self.black_border, options)
+        loss = loss_of_labels(logits, labels, spacings, weights, self.black_border, options)
+        return loss if loss is None else distributed.joined(loss, logits[0], None, self.reduction, group)
 
     def with_maps(self, logits: Tensor, labels: Tensor, maps: Tensor | RectifiedMap) -> Tensor:
         """The loss of logits with labels and their map, built before; `CombinedLoss` and others call it."""
