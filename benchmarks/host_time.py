@@ -252,7 +252,7 @@ def seams(parts: Parts) -> Iterator[None]:
         clock(getattr(replay, "Replay", None), ("__call__",), "plan: arguments of launches")
         plans = _module("backends.triton.plans")
         clock(getattr(plans, "StepPlan", None), ("__call__", "scale"), "plan: results, and what stands around")
-        for module in (triton, _module("backends.triton.maps"), _module("backends.triton.loss")):
+        for module in (triton, _module("backends.triton.maps"), _module("backends.triton.losses")):
             patch(module, "launch", launching)
         kept = getattr(_module("ops.planned"), "_plans", None)
         if kept is not None:  # they have bound launches without a clock

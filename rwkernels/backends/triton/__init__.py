@@ -1,4 +1,4 @@
-"""The GPU backend: where it can run. Its loss is in `loss.py`, its maps in `maps.py`, what repeats in `plans.py`.
+"""The GPU backend: where it can run. Its loss is in `losses.py`, its maps in `maps.py`, what repeats in `plans.py`.
 
 Nothing here waits for the device or asks it for a value, and nothing is tuned at run time. Under `torch.compile` the
 same functions run on fake tensors, so that the compiler sees every allocation and every kernel.
@@ -13,7 +13,7 @@ from functools import cache
 import torch
 
 from rwkernels.backends.problem import first_bad_label
-from rwkernels.backends.triton.loss import fill_negatives, loss, scale_gradient
+from rwkernels.backends.triton.losses import fill_negatives, loss, scale_gradient
 from rwkernels.backends.triton.maps import (
     fill_boundary,
     fill_class_distance,

@@ -44,11 +44,11 @@ def launch(kernel: Any, programs: int, threads: int, *arguments: Any, **constant
     if noted is not None:
         noted.append(Call(kernel, programs, threads, arguments, constants))
         return
-    first: Tensor = arguments[0]
+    first = arguments[0]  # a tuple in a launch of several levels, for which `Replay` has chosen the device
     place: AbstractContextManager[Any] = nullcontext()
     if isinstance(first, FunctionalTensor):
         kernel = torch.library.wrap_triton(kernel)
-    elif first.is_cuda and first.device.index != torch.cuda.current_device():
+    elif isinstance(first, Tensor) and first.is_cuda and first.device.index != torch.cuda.current_device():
         place = torch.cuda.device(first.device)
     with place:
         kernel[(programs,)](*arguments, **constants, num_warps=warps_of(threads))

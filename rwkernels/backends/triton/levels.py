@@ -62,6 +62,7 @@ def _joined(group: Sequence[Call]) -> Call:
     arguments = [
         values[0] if name in _SHARED else _of_levels(values)
         for name, *values in zip(_names(group[0]), *(call.arguments for call in group), strict=True)
+        if name != "program"
     ]
     constants = {**group[0].constants, "LEVELS": len(group)}
     kernel = _kernel_of_levels(group[0])

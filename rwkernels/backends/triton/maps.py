@@ -184,6 +184,7 @@ def _rows(task: _Task, field: Tensor, result: _Result) -> Tensor:
         task.classes,
         z,
         0 if task.ignore_index is None else task.ignore_index,
+        None,
         UNIT=unit,
         LANES=width // _EACH,
         EACH=_EACH,
@@ -205,7 +206,7 @@ def _minima(field: Tensor, sizes: tuple[int, int, int]) -> Tensor:
     outer, n, inner = sizes
     blocks, strips, unit = blocks_of(n, _ROWS), blocks_of(inner, 128), _unit(inner, 4)
     minima = _empty(field, (outer * blocks * inner,), field.dtype)
-    arguments = (field, minima, n, inner // unit, blocks, strips)
+    arguments = (field, minima, n, inner // unit, blocks, strips, None)
     _launch("block_minima", outer * blocks * strips, 32, *arguments, UNIT=unit, ROWS=_ROWS, LANES=128)
     return minima
 
@@ -241,6 +242,7 @@ def _columns(
         task.steps[axis],
         result.absent,
         result.inside_offset,
+        None,
         UNIT=unit,
         ROWS=_ROWS,
         LANES=lanes,
@@ -304,6 +306,7 @@ def fill_rectified(out: Tensor, count: Tensor, problem: MapProblem, *, width: in
         num_classes,
         0 if ignore_index is None else ignore_index,
         task.steps[2],
+        None,
         UNIT=unit,
         BLOCK=_STREAM,
         IGNORE=ignore_index is not None,

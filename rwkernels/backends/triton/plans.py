@@ -26,7 +26,7 @@ from rwkernels.backends.problem import (
 from rwkernels.backends.triton import maps as map_passes
 from rwkernels.backends.triton.launch import Call, noted
 from rwkernels.backends.triton.levels import together
-from rwkernels.backends.triton.loss import loss, scale_gradient
+from rwkernels.backends.triton.losses import loss, scale_gradient
 from rwkernels.backends.triton.replay import Place, Replay
 
 _APART = 256  # bytes: where scratch memory may begin

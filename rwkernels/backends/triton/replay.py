@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from rwkernels.backends.triton.launch import Call, warps_of
+from rwkernels.backends.triton.launch import Call, launch, warps_of
 
 _ALIGNED = 16  # bytes: what Triton tells apart in an address
 
@@ -62,16 +62,12 @@ class _Pointer:
         return self._bytes
 
 
-def addresses(places: Sequence[tuple[int, int]], bases: Sequence[int], _: Sequence[Tensor]) -> list[Any]:
-    """The address of every (buffer, offset), from those of the buffers."""
-    return [bases[buffer] + offset for buffer, offset in places]
-
-
 class _Bound(NamedTuple):
     """Launches with their binaries."""
 
-    tuples: Sequence[Callable[[Sequence[Any]], Any]]  # from addresses to what comes after them
-    rest: tuple[Any, ...]  # and after those
+    tuples: Sequence[Callable[[Sequence[Any]], Any]]  # from pointers to the tuples of them that arguments are
+    rest: tuple[Any, ...]  # arguments without a pointer
+    # What runs a binary, and its arguments from pointers, tuples and rest, which follow each other.
     launches: Sequence[tuple[Callable[..., None], Callable[[Sequence[Any]], tuple[Any, ...]]]]
 
 
@@ -103,12 +99,16 @@ class Replay:
         if found is None:
             self._launch(buffers)
             return
-        values = addresses(self._where, bases, buffers)
-        values = [*values, *[make(values) for make in found.tuples], *found.rest]
+        pointers = self._pointers(bases, buffers)
+        values = [*pointers, *[make(pointers) for make in found.tuples], *found.rest]
         driver = self._drivers.active
         stream = driver.get_current_stream(driver.get_current_device())
         for run, arguments in found.launches:
             run(*arguments(values), stream=stream)
+
+    def _pointers(self, bases: Sequence[int], _: Sequence[Tensor]) -> list[Any]:
+        """What stands for every place in the arguments of a binary: its address."""
+        return [bases[buffer] + offset for buffer, offset in self._where]
 
     def _binaries(self, bases: Sequence[int]) -> _Bound | None:
         """What is launched; None where launches have to be ordinary ones."""
@@ -162,6 +162,7 @@ class Replay:
         return _Bound(getters, tuple(rest), chosen)
 
     def _launch(self, buffers: Sequence[Tensor]) -> None:
+        """By ordinary launches."""
         tensors = {place: place.of(buffers[place.buffer]) for place in self._places}
 
         def tensor(value: Any) -> Any:
@@ -170,8 +171,7 @@ class Replay:
             return tuple(map(tensor, value)) if isinstance(value, tuple) else value
 
         for call in self._calls:
-            arguments = map(tensor, call.arguments)
-            call.kernel[(call.programs,)](*arguments, **call.constants, num_warps=warps_of(call.threads))
+            launch(call.kernel, call.programs, call.threads, *map(tensor, call.arguments), **call.constants)
 
 
 def _places(value: Any) -> list[Place]:

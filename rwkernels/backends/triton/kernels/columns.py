@@ -63,10 +63,10 @@ def block_minima(
     units,
     blocks,
     strips,
+    program,  # its number; None: that of the launch
     UNIT: tl.constexpr,
     ROWS: tl.constexpr,
     LANES: tl.constexpr,
-    program=None,  # its number; None: that of the launch
 ):
     """The least value of every `ROWS` rows of a field [outer, n, inner]; 0 where a label changes."""
     T: tl.constexpr = field.dtype.element_ty
@@ -283,6 +283,7 @@ def column_pass(
     spacing,  # along this axis; in the last pass of isotropic ones, of all
     absent,
     inside_offset,
+    program,  # its number; None: that of the launch
     UNIT: tl.constexpr,
     ROWS: tl.constexpr,
     LANES: tl.constexpr,
@@ -293,7 +294,6 @@ def column_pass(
     BORDER: tl.constexpr,
     IGNORE: tl.constexpr,
     WIDE: tl.constexpr,  # a line and what lies beside it have 2^31 elements or more
-    program=None,  # its number; None: that of the launch
 ):
     """One axis of the transform: `ROWS` x `LANES` results."""
     T: tl.constexpr = tl.int32 if SQUARES == "int32" else tl.float32 if SQUARES == "float32" else tl.float64

@@ -88,6 +88,7 @@ def row_pass_levels(
         classes,
         _number_of(slices, level, LEVELS),
         ignore_index,
+        program,
         UNIT,
         LANES,
         EACH,
@@ -97,7 +98,6 @@ def row_pass_levels(
         CLASSES,
         BORDER,
         IGNORE,
-        program,
     )
 
 
@@ -124,10 +124,10 @@ def block_minima_levels(
         _number_of(units, level, LEVELS),
         _number_of(blocks, level, LEVELS),
         _number_of(strips, level, LEVELS),
+        program,
         UNIT,
         ROWS,
         LANES,
-        program,
     )
 
 
@@ -185,6 +185,7 @@ def column_pass_levels(
         _of(spacing, level, LEVELS),
         absent,
         inside_offset,
+        program,
         UNIT,
         ROWS,
         LANES,
@@ -195,7 +196,6 @@ def column_pass_levels(
         BORDER,
         IGNORE,
         WIDE,
-        program,
     )
 
 
@@ -230,10 +230,10 @@ def rectify_levels(
         classes,
         ignore_index,
         _of(spacing, level, LEVELS),
+        program,
         UNIT,
         BLOCK,
         IGNORE,
-        program,
     )
 
 
@@ -306,6 +306,7 @@ def region_wise_levels(
         ignore_index,
         background_value,
         _of(weight, level, LEVELS),
+        program,
         K,
         PARTS,
         ROWS,
@@ -319,7 +320,6 @@ def region_wise_levels(
         LOGITS_LAST,
         MAPS_LAST,
         WIDE,
-        program,
     )
 
 
@@ -377,8 +377,8 @@ def scale_gradient_levels(
         images,
         _number_of(divisor, level, LEVELS),
         _of(weight, level, LEVELS),
+        program,
         BLOCK,
         UNIT,
         MEAN,
-        program,
     )

@@ -86,6 +86,7 @@ def region_wise(
     ignore_index,
     background_value,
     weight,  # of the loss: multiplies the gradient; None: 1
+    program,  # its number; None: that of the launch
     K: tl.constexpr,
     PARTS: tl.constexpr,
     ROWS: tl.constexpr,
@@ -99,7 +100,6 @@ def region_wise(
     LOGITS_LAST: tl.constexpr,  # channels_last; the gradient is as the logits
     MAPS_LAST: tl.constexpr,
     WIDE: tl.constexpr,  # an image has 2^31 elements or more
-    program=None,  # its number; None: that of the launch
 ):
     """Eq. 1 and Eq. 2 of `BLOCK` pixels of one image."""
     T: tl.constexpr = tl.float64 if logits.dtype.element_ty == tl.float64 else tl.float32
@@ -145,7 +145,7 @@ def region_wise(
         if MEAN:
             elements = _elements(count, divisor, images, run)
         if pixel_scale is not None:
-            weight = tl.load(pixel_scale + base + pixel, mask=inside, other=0.0).to(T)
+            of_pixel = tl.load(pixel_scale + base + pixel, mask=inside, other=0.0).to(T)
 
     counts = inside
     if labels is not None:
@@ -200,7 +200,7 @@ def region_wise(
             incoming = incoming / tl.cast(elements, T)
         factor = tl.full([1, BLOCK], 1.0, T) * incoming
         if pixel_scale is not None:
-            factor *= weight
+            factor *= of_pixel
         if labels is not None:
             factor = tl.where(is_class, factor, float("nan"))
         grad += image * (tl.cast(grad_image, tl.int64) * UNIT)
@@ -246,10 +246,10 @@ def scale_gradient(
     images,
     divisor,
     weight,  # of the loss, if the gradient is without it; None: 1
+    program,  # its number; None: that of the launch
     BLOCK: tl.constexpr,
     UNIT: tl.constexpr,
     MEAN: tl.constexpr,
-    program=None,  # its number; None: that of the launch
 ):
     """The kept gradient times the incoming one."""
     T: tl.constexpr = tl.float64 if grad.dtype.element_ty == tl.float64 else tl.float32

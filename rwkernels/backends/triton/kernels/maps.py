@@ -19,10 +19,10 @@ def rectify(
     classes,
     ignore_index,
     spacing,
+    program,  # its number; None: that of the launch
     UNIT: tl.constexpr,
     BLOCK: tl.constexpr,
     IGNORE: tl.constexpr,
-    program=None,  # its number; None: that of the launch
 ):
     """Foreground of Eq. 4: minus the distance over the largest of its class."""
     T: tl.constexpr = squared.dtype.element_ty

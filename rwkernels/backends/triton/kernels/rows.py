@@ -103,6 +103,7 @@ def row_pass(
     classes,
     slices,  # of an image: rows [slices, n, width]
     ignore_index,
+    program,  # its number; None: that of the launch
     UNIT: tl.constexpr,
     LANES: tl.constexpr,
     EACH: tl.constexpr,  # pixels of a thread at once, next to each other
@@ -112,7 +113,6 @@ def row_pass(
     CLASSES: tl.constexpr,  # distances to every class instead of to another label
     BORDER: tl.constexpr,
     IGNORE: tl.constexpr,
-    program=None,  # its number; None: that of the launch
 ):
     """Squared distances within rows, signed for the next axis, and the least of every `ROWS` rows."""
     T: tl.constexpr = out.dtype.element_ty
