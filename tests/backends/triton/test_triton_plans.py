@@ -85,10 +85,8 @@ def step(
     """The loss of one level, or with weights of several, and the gradients."""
     loss_fn: Any = rw.RegionWiseLoss(backend=backend, validate=False, **options)
     given = [x.detach().requires_grad_() for x in logits]
-    if weights is None:
-        loss = loss_fn(given[0], labels[0])
-    else:
-        loss = rw.DeepSupervisionLoss(loss_fn, weights)(given, labels)
+    one = weights is None
+    loss = loss_fn(given[0], labels[0]) if one else rw.DeepSupervisionLoss(loss_fn, weights)(given, labels)
     return loss.detach(), list(torch.autograd.grad(loss, given, upstream and torch.tensor(upstream)))
 
 
@@ -167,7 +165,7 @@ def test_the_numbers_of_a_map_that_was_built_before_are_those_of_the_reference(d
 
 
 def test_the_numbers_stay_when_a_backward_is_asked_for_twice(device):
-    (logits,), (labels,) = sample((6, 10), F16)
+    (logits,), (labels,) = sample((6, 10), F32)
     x = logits.detach().requires_grad_()
     loss = rw.RegionWiseLoss(validate=False, backend="triton")(x, labels)
     first, second = (torch.autograd.grad(loss, x, torch.tensor(f), retain_graph=True)[0] for f in (1.0, 4.0))
@@ -202,7 +200,8 @@ def test_integers_of_levels_are_not_compiled_in(recorded):
         binaries.append([launch.compiled for launch in recorded.launches[start:]])
     for launch in recorded.launches:
         assert not [path for path, kind in launch.signature.items() if kind == "constexpr" and path.islower()]
-        assert all("i32" not in str(launch.signature[path.split(".")[0]]) for path in launch.divisible)
+        divisible = {path.split(".")[0] for path in launch.divisible}
+        assert all(kind.startswith("*") for path in divisible for kind in _flat(launch.signature[path]))
     for one, other in zip(*binaries[1:], strict=True):
         assert one is other or "row_pass" in one.name  # which knows the width of its rows
 
