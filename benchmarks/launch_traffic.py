@@ -13,8 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
 from unittest import mock
 
 from torch import Tensor
@@ -22,35 +20,27 @@ from torch import Tensor
 from benchmarks import kernel_traffic
 from benchmarks.moved import Moved, Traffic
 from rwkernels.backends import triton
+from rwkernels.backends.triton.launch import Call, noted
+from rwkernels.backends.triton.replay import Replay
 
 
-@dataclass(frozen=True)
-class Launch:
-    """A launch of one of our kernels, its arguments by name."""
-
-    name: str
-    programs: int
-    arguments: dict[str, Any]
-
-    def traffic(self, scaled: bool) -> Traffic:
-        """Bytes that it moves; `scaled` says whether the incoming gradient is not 1."""
-        given = self.arguments
-        if self.name == "scale_gradient" and given["out"] is None and not given["MEAN"] and not scaled:
-            return Traffic(given["upstream"].numel() * given["upstream"].element_size(), 0)
-        return kernel_traffic.jit_traffic(getattr(triton._kernels(), self.name), (self.programs, 1, 1), given)
+def traffic(call: Call, scaled: bool) -> Traffic:
+    """Bytes that a launch of one of our kernels moves; `scaled` says whether the incoming gradient is not 1."""
+    given = {**dict(zip(call.kernel.arg_names, call.arguments, strict=False)), **call.constants}
+    if call.kernel.fn.__name__ == "scale_gradient" and given["out"] is None and not given["MEAN"] and not scaled:
+        return Traffic(given["upstream"].numel() * given["upstream"].element_size(), 0)
+    return kernel_traffic.jit_traffic(call.kernel, (call.programs, 1, 1), given)
 
 
 @contextmanager
-def launches() -> Iterator[list[Launch]]:
+def launches() -> Iterator[list[Call]]:
     """A context in which the Triton backend takes tensors of the CPU, and its launches are noted and do not happen."""
-    noted: list[Launch] = []
-
-    def note(name: str, programs: int, threads: int, *arguments: Any, **constants: Any) -> None:
-        named = dict(zip(getattr(triton._kernels(), name).arg_names, arguments, strict=False))
-        noted.append(Launch(name, programs, {**named, **constants}))
-
-    with mock.patch.object(triton, "_launch", note), mock.patch.object(triton, "can_run", return_value=None):
-        yield noted
+    with (
+        mock.patch.object(triton, "can_run", return_value=None),
+        mock.patch.object(Replay, "_run", Replay._launch),
+        noted() as calls,
+    ):
+        yield calls
 
 
 def moved(loss: Callable[[], Tensor], scaled: bool = False) -> Moved:
@@ -59,5 +49,4 @@ def moved(loss: Callable[[], Tensor], scaled: bool = False) -> Moved:
         result = loss()
     with launches() as backward:
         result.backward()
-    phases = [sum((launch.traffic(scaled) for launch in phase), Traffic()) for phase in (forward, backward)]
-    return Moved(*phases)
+    return Moved(*(sum((traffic(call, scaled) for call in phase), Traffic()) for phase in (forward, backward)))

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ptx.builder import Builder, Frame, Read, Step
+from ptx.builder import Builder, Frame, Read, Step, value_of
 from ptx.faults import Unsupported
 from ptx.parse import Address, Instruction, Vector
 from ptx.values import Array, Type, type_of
@@ -93,14 +93,35 @@ def active_lanes(frame: Frame, guard: Read | None) -> Array:
 
 def _load_parameter(builder: Builder, instruction: Instruction) -> Step:
     destination, address = instruction.operands
-    if not isinstance(address, Address) or address.offset or address.base not in builder.kernel.parameters:
+    if not isinstance(address, Address) or address.offset or address.base is None:
         raise Unsupported("a parameter that is no scalar")
     kind = _type(instruction)
     signed = kind.kind == "s"  # extends its sign into a wider register
-    read = builder.read(address.base, kind) if signed else builder.raw(address.base, kind)
     held = kind if signed else Type("b", kind.bits)
     write = builder.write(_parts(destination)[0], held, builder.guard(instruction))
-    return lambda frame: write(frame, read(frame.registers))
+
+    def reader(name: str) -> Read:
+        return builder.read(value_of(name), kind) if signed else builder.raw(value_of(name), kind)
+
+    if address.base in builder.addresses:
+        read = reader(address.base)
+        return lambda frame: write(frame, read(frame.registers))
+    readers = {at: reader(name) for name, at in builder.addresses.items()}
+    where, guard = read_address(builder, address), builder.guard(instruction)
+
+    def load(frame: Frame) -> None:
+        """What the address of a parameter points to, which may be another one in every thread."""
+        lanes = active_lanes(frame, guard)
+        addresses = where(frame.registers)[lanes]
+        found = np.zeros(len(frame.active), held.number)
+        for at in np.unique(addresses).tolist():
+            if at not in readers:
+                raise Unsupported("a parameter that is no scalar")
+            those = lanes[addresses == at]
+            found[those] = readers[at](frame.registers)[those]
+        write(frame, found)
+
+    return load
 
 
 def _fetch(frame: Frame, shared: bool, addresses: Array, lanes: Array, item: int, count: int) -> Array:

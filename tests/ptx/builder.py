@@ -18,7 +18,13 @@ from ptx.values import Array, Type, decoder, encoder, literal, type_of
 
 SPECIAL = ("%tid", "%ntid", "%ctaid", "%nctaid", "%laneid", "%warpid")
 SHARED_SYMBOL = "global_smem"  # Triton's one array of shared memory
+PARAMETER = 4096  # bytes from the address of a parameter to that of the next
 U32, PRED = Type("u", 32), Type("pred", 8)
+
+
+def value_of(parameter: str) -> str:
+    """The name of the slot that holds what a parameter was given."""
+    return f"value of {parameter}"
 
 
 @dataclass
@@ -44,8 +50,11 @@ class Builder:
         self.slots: dict[str, int] = {}
         self.kinds: list[Type] = []
         self.constants: dict[int, np.generic] = {}
-        for name, kind in (kernel.registers | kernel.parameters).items():
+        for name, kind in kernel.registers.items():
             self.add(name, self.declared(kind))
+        for name, kind in kernel.parameters.items():
+            self.add(value_of(name), self.declared(kind))
+        self.addresses = {name: (1 + index) * PARAMETER for index, name in enumerate(kernel.parameters)}
 
     @staticmethod
     def declared(kind: str) -> Type:
@@ -64,13 +73,15 @@ class Builder:
         return self.kinds[slot].raw
 
     def slot(self, text: str, kind: Type) -> int:
-        """The slot of a register, of a parameter, or of an immediate operand of that type."""
+        """The slot of a register, of a parameter's address, or of an immediate operand of that type."""
         if text in self.slots:
             return self.slots[text]
         if text.split(".")[0] in SPECIAL:
             return self.add(text, U32)
         if text == SHARED_SYMBOL:
             text = str(SHARED_BASE)
+        if text in self.addresses:
+            text = str(self.addresses[text])
         try:
             value = literal(text, kind)
         except ValueError:

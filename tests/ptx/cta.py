@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ptx.builder import PRED, Frame
+from ptx.builder import PRED, Frame, value_of
 from ptx.faults import Diverged, Endless, KernelFault, Unsupported
 from ptx.memory import Counts, GlobalMemory, SharedMemory
 from ptx.parse import Instruction
@@ -77,7 +77,7 @@ class Gang:
         for slot, value in program.constants.items():
             registers[slot] = np.full(lanes, value)
         for name, value in zip(program.kernel.parameters, self.launch.arguments, strict=True):
-            slot = program.slots[name]
+            slot = program.slots[value_of(name)]
             registers[slot] = np.full(lanes, value, program.kinds[slot].raw)
         for name, values in self._special().items():
             if name in program.slots:

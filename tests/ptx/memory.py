@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import ctypes
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 
-from ptx.faults import Misaligned, OutOfBounds, Uninitialised, Unsupported
+from ptx.faults import Misaligned, OutOfBounds, Uninitialised
 from ptx.values import UNSIGNED, Array
 
 RANGE_BITS = 40  # of virtual addresses, for each argument
@@ -81,8 +83,8 @@ class GlobalMemory:
         self.allocations = allocations
         self.counts = counts
 
-    def find(self, addresses: Array, lanes: Array, width: int) -> Allocation | None:
-        """The allocation that all these addresses are in; None where threads point into different ones."""
+    def find(self, addresses: Array, lanes: Array, width: int) -> Allocation:
+        """The allocation that all these addresses are in, of the first of them."""
         index = int(addresses[0] >> np.uint64(RANGE_BITS)) - 1
         known = 0 <= index < len(self.allocations)
         allocation = self.allocations[index] if known else None
@@ -91,7 +93,7 @@ class GlobalMemory:
             if allocation.size >= width and int(offsets.max()) <= allocation.size - width:
                 self._check_alignment(addresses, lanes, width, allocation)
                 return allocation
-        return self._explain(addresses, lanes, width)
+        raise self._explained(addresses, lanes, width)
 
     def _check_alignment(self, addresses: Array, lanes: Array, width: int, allocation: Allocation) -> None:
         if int(np.bitwise_or.reduce(addresses)) & (width - 1):
@@ -99,49 +101,53 @@ class GlobalMemory:
             at = allocation.describe(int(addresses[first]), width)
             raise Misaligned(f"{at}: the address is no multiple of {width}", int(lanes[first]))
 
-    def _explain(self, addresses: Array, lanes: Array, width: int) -> None:
-        """Raises for the first address that is out of bounds."""
+    def _explained(self, addresses: Array, lanes: Array, width: int) -> OutOfBounds:
+        """What is wrong with the first address that is out of bounds."""
         for lane, address in zip(lanes.tolist(), addresses.tolist(), strict=True):
             index = (address >> RANGE_BITS) - 1
             allocation = self.allocations[index] if 0 <= index < len(self.allocations) else None
             if allocation is None:
-                raise OutOfBounds(f"{width} bytes at address {address:#x}, which belongs to no argument", lane)
+                return OutOfBounds(f"{width} bytes at address {address:#x}, which belongs to no argument", lane)
             if not 0 <= address - allocation.base <= allocation.size - width:
-                raise OutOfBounds(f"out of bounds: {allocation.describe(address, width)}", lane)
+                return OutOfBounds(f"out of bounds: {allocation.describe(address, width)}", lane)
+        raise AssertionError("these addresses are all in bounds")
 
-    def _places(self, addresses: Array, lanes: Array, item: int, count: int) -> tuple[Allocation, Array]:
-        """The allocation, and the indices of its words [count, threads]."""
-        allocation = self.find(addresses, lanes, item * count)
-        if allocation is None:
-            raise Unsupported("threads of one instruction access different arguments")
-        offsets = addresses - np.uint64(allocation.base - allocation.lead)
-        first = (offsets // np.uint64(item)).astype(np.int64)
-        return allocation, first + np.arange(count)[:, None]
+    def _places(self, addresses: Array, lanes: Array, item: int, count: int) -> Iterator[tuple[Allocation, Any, Array]]:
+        """The allocations, the threads that access each, and the indices of their words there [count, threads]."""
+        ranges = addresses >> np.uint64(RANGE_BITS)
+        alike = bool((ranges == ranges[0]).all())
+        for those in [slice(None)] if alike else [np.flatnonzero(ranges == each) for each in np.unique(ranges)]:
+            allocation = self.find(addresses[those], lanes[those], item * count)
+            offsets = addresses[those] - np.uint64(allocation.base - allocation.lead)
+            first = (offsets // np.uint64(item)).astype(np.int64)
+            yield allocation, those, first + np.arange(count)[:, None]
 
     def load(self, addresses: Array, lanes: Array, item: int, count: int) -> Array:
         """`count` words of `item` bytes for each thread, [count, threads]."""
-        allocation, places = self._places(addresses, lanes, item, count)
+        words = np.empty((count, len(addresses)), UNSIGNED[item * 8])
+        for allocation, those, places in self._places(addresses, lanes, item, count):
+            self.counts.loaded[allocation.name] += item * places.size
+            words[:, those] = allocation.words[item][places]
         self.counts.loads[item * count] += len(addresses)
-        self.counts.loaded[allocation.name] += item * count * len(addresses)
-        return allocation.words[item][places]
+        return words
 
     def store(self, addresses: Array, lanes: Array, values: Array) -> None:
         """Stores values [count, threads] of the words' dtype."""
         count, item = len(values), values.dtype.itemsize
-        allocation, places = self._places(addresses, lanes, item, count)
+        for allocation, those, places in self._places(addresses, lanes, item, count):
+            self.counts.stored[allocation.name] += item * places.size
+            allocation.words[item][places] = values[:, those]
         self.counts.stores[item * count] += len(addresses)
-        self.counts.stored[allocation.name] += item * count * len(addresses)
-        allocation.words[item][places] = values
 
     def exchange(self, addresses: Array, lanes: Array, item: int, update: list) -> Array:
         """Atomics in the order of the threads: each word becomes `update[thread](word)`; gives the words before."""
-        allocation, places = self._places(addresses, lanes, item, 1)
         self.counts.atomics[item] += len(addresses)
-        words = allocation.words[item]
-        before = np.empty(len(addresses), words.dtype)
-        for lane, place in enumerate(places[0].tolist()):
-            before[lane] = words[place]
-            words[place] = update[lane](words[place : place + 1])[0]
+        before = np.empty(len(addresses), UNSIGNED[item * 8])
+        for allocation, those, places in self._places(addresses, lanes, item, 1):
+            words = allocation.words[item]
+            for lane, place in zip(np.arange(len(addresses))[those].tolist(), places[0].tolist(), strict=True):
+                before[lane] = words[place]
+                words[place] = update[lane](words[place : place + 1])[0]
         return before
 
 

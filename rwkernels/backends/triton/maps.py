@@ -54,6 +54,7 @@ class _Task(NamedTuple):
     per_class: bool
     border: bool
     ignore_index: int | None
+    width: int = 0  # of rows, at least, as the kernel of the row pass is compiled for: other levels may be wider
 
     @property
     def axes(self) -> int:
@@ -102,11 +103,11 @@ class _Task(NamedTuple):
         return {"CLASSES": self.per_class, "BORDER": self.border and real_axis, "IGNORE": ignores}
 
 
-def _task(problem: MapProblem, *, per_class: bool = False) -> _Task:
+def _task(problem: MapProblem, *, per_class: bool = False, width: int = 0) -> _Task:
     spacing = problem.spacing
     steps = (*[float(spacing[-1])] * (3 - len(spacing)), *map(float, spacing))
     border = problem.black_border and not per_class
-    return _Task(problem.labels, steps, max(problem.num_classes, 1), per_class, border, problem.ignore_index)
+    return _Task(problem.labels, steps, max(problem.num_classes, 1), per_class, border, problem.ignore_index, width)
 
 
 class _Result(NamedTuple):
@@ -162,7 +163,7 @@ def _unit(size: int, most: int) -> int:
 def _rows(task: _Task, field: Tensor, result: _Result) -> Tensor:
     """The pass along rows; returns the least values of the blocks of the next one."""
     z, y, x = task.sizes
-    width, blocks, outer = max(_power_of_two(x), _EACH), blocks_of(y, _ROWS), task.images * z
+    width, blocks, outer = max(_power_of_two(max(x, task.width)), _EACH), blocks_of(y, _ROWS), task.images * z
     tile = max(min(_TILE // width, _ROWS), 1)
     each = 32 if tile >= 4 else 8
     unit = _unit(x, _EACH)
@@ -183,6 +184,7 @@ def _rows(task: _Task, field: Tensor, result: _Result) -> Tensor:
         task.classes,
         z,
         0 if task.ignore_index is None else task.ignore_index,
+        None,
         UNIT=unit,
         LANES=width // _EACH,
         EACH=_EACH,
@@ -204,7 +206,7 @@ def _minima(field: Tensor, sizes: tuple[int, int, int]) -> Tensor:
     outer, n, inner = sizes
     blocks, strips, unit = blocks_of(n, _ROWS), blocks_of(inner, 128), _unit(inner, 4)
     minima = _empty(field, (outer * blocks * inner,), field.dtype)
-    arguments = (field, minima, n, inner // unit, blocks, strips)
+    arguments = (field, minima, n, inner // unit, blocks, strips, None)
     _launch("block_minima", outer * blocks * strips, 32, *arguments, UNIT=unit, ROWS=_ROWS, LANES=128)
     return minima
 
@@ -240,6 +242,7 @@ def _columns(
         task.steps[axis],
         result.absent,
         result.inside_offset,
+        None,
         UNIT=unit,
         ROWS=_ROWS,
         LANES=lanes,
@@ -251,7 +254,8 @@ def _columns(
     )
 
 
-def _too_large(labels: Tensor) -> bool:
+def too_large(labels: Tensor) -> bool:
+    """Whether the reference does it: the kernels take no such labels."""
     return labels.shape[-1] > _WIDEST or math.prod(labels.shape[2:]) >= _LARGEST
 
 
@@ -259,7 +263,7 @@ def fill_distance(out: Tensor, problem: MapProblem, *, squared: bool) -> None:
     """See `Backend`."""
     if problem.labels.numel() == 0:
         return
-    if _too_large(problem.labels):
+    if too_large(problem.labels):
         reference.fill_distance(out, problem, squared=squared)
         return
     _transform(_task(problem), _Result("squared" if squared else "distance", out))
@@ -267,7 +271,7 @@ def fill_distance(out: Tensor, problem: MapProblem, *, squared: bool) -> None:
 
 def fill_class_distance(out: Tensor, problem: MapProblem, *, squared: bool) -> None:
     """See `Backend`."""
-    if problem.labels.numel() == 0 or _too_large(problem.labels):
+    if problem.labels.numel() == 0 or too_large(problem.labels):
         reference.fill_class_distance(out, problem, squared=squared)
         return
     _transform(_task(problem, per_class=True), _Result("squared" if squared else "distance", out))
@@ -275,13 +279,13 @@ def fill_class_distance(out: Tensor, problem: MapProblem, *, squared: bool) -> N
         refuse_bad_values(problem)
 
 
-def fill_rectified(out: Tensor, count: Tensor, problem: MapProblem) -> None:
-    """See `Backend`."""
+def fill_rectified(out: Tensor, count: Tensor, problem: MapProblem, *, width: int = 0) -> None:
+    """See `Backend`. The row pass is compiled for rows of at least `width` pixels."""
     labels, num_classes, ignore_index = problem.labels, problem.num_classes, problem.ignore_index
-    if labels.numel() == 0 or _too_large(labels):
+    if labels.numel() == 0 or too_large(labels):
         reference.fill_rectified(out, count, problem)
         return
-    task = _task(problem)
+    task = _task(problem, width=width)
     squared = _empty(labels, labels.shape, task.last)
     bits = torch.int64 if task.last == torch.float64 else torch.int32
     maxima = _empty(labels, (len(labels), num_classes), bits)
@@ -302,6 +306,7 @@ def fill_rectified(out: Tensor, count: Tensor, problem: MapProblem) -> None:
         num_classes,
         0 if ignore_index is None else ignore_index,
         task.steps[2],
+        None,
         UNIT=unit,
         BLOCK=_STREAM,
         IGNORE=ignore_index is not None,
@@ -313,7 +318,7 @@ def fill_rectified(out: Tensor, count: Tensor, problem: MapProblem) -> None:
 def fill_boundary(out: Tensor, problem: MapProblem, *, absent: float, inside_offset: float) -> None:
     """See `Backend`."""
     labels = problem.labels
-    if labels.numel() == 0 or _too_large(labels):
+    if labels.numel() == 0 or too_large(labels):
         reference.fill_boundary(out, problem, absent=absent, inside_offset=inside_offset)
         return
     inside = _empty(labels, labels.shape, torch.float32)

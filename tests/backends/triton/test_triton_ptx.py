@@ -26,6 +26,7 @@ from loss_cases import (
 import rwkernels as rw
 from rwkernels.backends import triton
 from rwkernels.backends.problem import LossProblem
+from rwkernels.backends.triton import losses
 
 pytestmark = pytest.mark.skipif(ptx.missing() is not None, reason=str(ptx.missing()))
 
@@ -203,7 +204,7 @@ def test_the_sums_of_a_thousand_million_pixels_add_up_to_seven_digits(device):
     sums = torch.rand(2, programs, generator=generator(3)) * 512
     sums[1] -= 255  # of either sign: what is lost shows
     result = torch.empty(2)
-    triton._launch("finish_loss", 2, 256, sums, result, None, 7, programs, 1, MEAN=True, BLOCK=triton._FINISH)
+    losses._launch("finish_loss", 2, 256, sums, result, None, 7, programs, 1, MEAN=True, BLOCK=losses._FINISH)
     torch.testing.assert_close(result.double(), sums.double().sum(1) / 7, rtol=1e-7, atol=0)
 
 
@@ -245,7 +246,7 @@ def test_offsets_past_2_31_elements_reach_the_right_ones(batch, classes, pixels,
 
 def _plant(monkeypatch, tmp_path, mistakes):
     """Takes the kernels from a copy of their source with mistakes in it."""
-    source = Path(triton._kernels().__file__).read_text()
+    source = Path(losses._kernels().__file__).read_text()
     for right, wrong in mistakes.items():
         assert right in source
         source = source.replace(right, wrong)

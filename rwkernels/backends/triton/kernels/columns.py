@@ -56,13 +56,26 @@ def _either(a, b):
 
 
 @triton.jit(do_not_specialize=["n", "units", "blocks", "strips"])
-def block_minima(field, minima, n, units, blocks, strips, UNIT: tl.constexpr, ROWS: tl.constexpr, LANES: tl.constexpr):
+def block_minima(
+    field,
+    minima,
+    n,
+    units,
+    blocks,
+    strips,
+    program,  # its number; None: that of the launch
+    UNIT: tl.constexpr,
+    ROWS: tl.constexpr,
+    LANES: tl.constexpr,
+):
     """The least value of every `ROWS` rows of a field [outer, n, inner]; 0 where a label changes."""
     T: tl.constexpr = field.dtype.element_ty
+    if program is None:
+        program = tl.program_id(0)
     inner = units * UNIT
-    strip = tl.program_id(0) % strips
-    block = tl.program_id(0) // strips % blocks
-    outer = tl.cast(tl.program_id(0) // strips // blocks, tl.int64)
+    strip = program % strips
+    block = program // strips % blocks
+    outer = tl.cast(program // strips // blocks, tl.int64)
     x = strip * LANES + tl.arange(0, LANES)[None, :]
     column = x < inner
     row = field + (outer * n + block * ROWS) * inner + x
@@ -270,6 +283,7 @@ def column_pass(
     spacing,  # along this axis; in the last pass of isotropic ones, of all
     absent,
     inside_offset,
+    program,  # its number; None: that of the launch
     UNIT: tl.constexpr,
     ROWS: tl.constexpr,
     LANES: tl.constexpr,
@@ -284,9 +298,11 @@ def column_pass(
     """One axis of the transform: `ROWS` x `LANES` results."""
     T: tl.constexpr = tl.int32 if SQUARES == "int32" else tl.float32 if SQUARES == "float32" else tl.float64
     P: tl.constexpr = tl.int64 if WIDE else tl.int32
-    strip = tl.program_id(0) % strips
-    block = tl.program_id(0) // strips % blocks
-    run = tl.program_id(0) // strips // blocks  # divided as int32: a division of int64 is a call
+    if program is None:
+        program = tl.program_id(0)
+    strip = program % strips
+    block = program // strips % blocks
+    run = program // strips // blocks  # divided as int32: a division of int64 is a call
     outer = tl.cast(run, tl.int64)
     inner = tl.cast(units, P) * UNIT
     x = strip * LANES + tl.arange(0, LANES)[None, :]

@@ -85,6 +85,8 @@ def region_wise(
     divisor,
     ignore_index,
     background_value,
+    weight,  # of the loss: multiplies the gradient; None: 1
+    program,  # its number; None: that of the launch
     K: tl.constexpr,
     PARTS: tl.constexpr,
     ROWS: tl.constexpr,
@@ -103,10 +105,12 @@ def region_wise(
     T: tl.constexpr = tl.float64 if logits.dtype.element_ty == tl.float64 else tl.float32
     P: tl.constexpr = tl.int64 if WIDE else tl.int32
     RECTIFIED: tl.constexpr = (COMPACT and class_scale is None) and FIRST == 0  # two values a pixel
-    image = tl.cast(tl.program_id(0) // blocks, tl.int64)
+    if program is None:
+        program = tl.program_id(0)
+    image = tl.cast(program // blocks, tl.int64)
     run = image // images
     size = tl.cast(pixels, P) * UNIT
-    pixel = tl.cast(tl.program_id(0) % blocks, P) * BLOCK + tl.arange(0, BLOCK)[None, :]
+    pixel = tl.cast(program % blocks, P) * BLOCK + tl.arange(0, BLOCK)[None, :]
     inside = pixel < size
     base = image * size
     row = tl.arange(0, ROWS)[:, None]
@@ -141,7 +145,7 @@ def region_wise(
         if MEAN:
             elements = _elements(count, divisor, images, run)
         if pixel_scale is not None:
-            weight = tl.load(pixel_scale + base + pixel, mask=inside, other=0.0).to(T)
+            of_pixel = tl.load(pixel_scale + base + pixel, mask=inside, other=0.0).to(T)
 
     counts = inside
     if labels is not None:
@@ -188,13 +192,15 @@ def region_wise(
         if PER_PIXEL:
             tl.store(loss + base + pixel, counted, mask=inside)
         else:
-            tl.store(loss + tl.program_id(0), tl.sum(counted))
+            tl.store(loss + program, tl.sum(counted))
     if grad is not None:
+        if weight is not None:
+            incoming = incoming * weight
         if MEAN:
             incoming = incoming / tl.cast(elements, T)
         factor = tl.full([1, BLOCK], 1.0, T) * incoming
         if pixel_scale is not None:
-            factor *= weight
+            factor *= of_pixel
         if labels is not None:
             factor = tl.where(is_class, factor, float("nan"))
         grad += image * (tl.cast(grad_image, tl.int64) * UNIT)
@@ -208,10 +214,9 @@ def region_wise(
             tl.store(grad + at, g.to(grad.dtype.element_ty), mask=inside & (k < K))
 
 
-@triton.jit(do_not_specialize=["divisor", "parts", "images"])
-def finish_loss(partials, loss, count, divisor, parts, images, MEAN: tl.constexpr, BLOCK: tl.constexpr):
+@triton.jit
+def loss_of_run(partials, count, divisor, parts, images, run, MEAN: tl.constexpr, BLOCK: tl.constexpr):
     """The loss of a run of images from the sums of its programs: in float64, always in the same order."""
-    run = tl.cast(tl.program_id(0), tl.int64)
     total = tl.zeros([BLOCK], tl.float64)
     for first in range(0, parts, BLOCK):
         part = first + tl.arange(0, BLOCK)
@@ -219,6 +224,14 @@ def finish_loss(partials, loss, count, divisor, parts, images, MEAN: tl.constexp
     value = tl.sum(total)
     if MEAN:
         value = value / tl.cast(_elements(count, divisor, images, run), tl.float64)
+    return value
+
+
+@triton.jit(do_not_specialize=["divisor", "parts", "images"])
+def finish_loss(partials, loss, count, divisor, parts, images, MEAN: tl.constexpr, BLOCK: tl.constexpr):
+    """The loss of every run of images."""
+    run = tl.cast(tl.program_id(0), tl.int64)
+    value = loss_of_run(partials, count, divisor, parts, images, run, MEAN, BLOCK)
     tl.store(loss + run, value.to(loss.dtype.element_ty))
 
 
@@ -232,16 +245,22 @@ def scale_gradient(
     blocks,  # programs of a run
     images,
     divisor,
+    weight,  # of the loss, if the gradient is without it; None: 1
+    program,  # its number; None: that of the launch
     BLOCK: tl.constexpr,
     UNIT: tl.constexpr,
     MEAN: tl.constexpr,
 ):
     """The kept gradient times the incoming one."""
     T: tl.constexpr = tl.float64 if grad.dtype.element_ty == tl.float64 else tl.float32
-    run = tl.cast(tl.program_id(0) // blocks, tl.int64)
+    if program is None:
+        program = tl.program_id(0)
+    run = tl.cast(program // blocks, tl.int64)
     elements = tl.cast(size, tl.int64) * UNIT
-    at = tl.cast(tl.program_id(0) % blocks, tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    at = tl.cast(program % blocks, tl.int64) * BLOCK + tl.arange(0, BLOCK)
     factor = _incoming(upstream, run, T)
+    if weight is not None:
+        factor = factor * weight
     if MEAN:
         factor = factor / tl.cast(_elements(count, divisor, images, run), T)
     touched = elements

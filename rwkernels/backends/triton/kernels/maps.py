@@ -19,14 +19,17 @@ def rectify(
     classes,
     ignore_index,
     spacing,
+    program,  # its number; None: that of the launch
     UNIT: tl.constexpr,
     BLOCK: tl.constexpr,
     IGNORE: tl.constexpr,
 ):
     """Foreground of Eq. 4: minus the distance over the largest of its class."""
     T: tl.constexpr = squared.dtype.element_ty
-    image = tl.cast(tl.program_id(0) // blocks, tl.int64)
-    block = tl.cast(tl.program_id(0) % blocks, tl.int64) * BLOCK
+    if program is None:
+        program = tl.program_id(0)
+    image = tl.cast(program // blocks, tl.int64)
+    block = tl.cast(program % blocks, tl.int64) * BLOCK
     pixels = tl.cast(units, tl.int64) * UNIT
     first = image * pixels + block
     pixel = tl.arange(0, BLOCK)

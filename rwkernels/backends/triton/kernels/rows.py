@@ -103,6 +103,7 @@ def row_pass(
     classes,
     slices,  # of an image: rows [slices, n, width]
     ignore_index,
+    program,  # its number; None: that of the launch
     UNIT: tl.constexpr,
     LANES: tl.constexpr,
     EACH: tl.constexpr,  # pixels of a thread at once, next to each other
@@ -116,7 +117,8 @@ def row_pass(
     """Squared distances within rows, signed for the next axis, and the least of every `ROWS` rows."""
     T: tl.constexpr = out.dtype.element_ty
     WIDTH: tl.constexpr = LANES * EACH
-    program = tl.program_id(0)
+    if program is None:
+        program = tl.program_id(0)
     width = units * UNIT
     if maxima is not None:  # before any program of the last pass adds to them
         k = tl.arange(0, K_TILE)
