@@ -167,12 +167,12 @@ inline std::uint16_t largest_result(const Tile<Shorts>& tile) {
 
 inline void solve_block(ShortBlock& tile, bool bounded, std::uint8_t* steps) {
   using State = ShortBlock::State;
+  if (tile.m == 0 && !bounded && !has_change(tile)) {
+    tile.state = State::infinite;
+    return;
+  }
   const std::uint16_t reach = bound_by_changes(tile, bounded, steps);
   if (reach >= short_limit) {
-    if (tile.m == 0 && !bounded && !has_change(tile)) {
-      tile.state = State::infinite;
-      return;
-    }
     tile.state = State::too_far;
     if (out_of_reach(tile)) return;
   }
@@ -236,9 +236,10 @@ void float_column_pass(Columns c, const Block& block, const L* labels, Finish fi
 }
 
 // One pass along the columns of up to most_blocks blocks, of one width each. `c` says everything but which columns.
-// With `last`, results go through `finish` and are floats; else they stay 16-bit squares, or blocks are marked.
+// With `last`, results go through `finish` and are floats; else they stay 16-bit squares, or blocks are marked. False:
+// some block had to be passed in floats.
 template <bool last, class L, class Finish>
-void short_column_pass(const Columns& c, const Block* blocks, int count, const L* labels, Finish finish) {
+bool short_column_pass(const Columns& c, const Block* blocks, int count, const L* labels, Finish finish) {
   const std::size_t own = ShortBlock::own_bytes(c.n), shared = Tile<Shorts>::shared_bytes(c.n);
   const std::size_t steps_bytes = static_cast<std::size_t>(c.n) * block_width;
   auto* memory = static_cast<std::byte*>(
@@ -270,11 +271,12 @@ void short_column_pass(const Columns& c, const Block* blocks, int count, const L
     for (int i = 0; i < count; ++i)
       if (tiles[i].state != ShortBlock::State::too_far) write_row<last>(tiles[i], c, blocks[i], labels, y, finish);
   finish.done();
-  if (!redo) return;
+  if (!redo) return true;
   bool far[most_blocks];
   for (int i = 0; i < count; ++i) far[i] = tiles[i].state == ShortBlock::State::too_far;
   for (int i = 0; i < count; ++i)
     if (far[i]) float_column_pass(c, blocks[i], labels, finish);
+  return false;
 }
 
 }  // namespace rwk::RWK_ISA

@@ -140,19 +140,25 @@ class ShortPasses {
             const BlockAt& block_at) const {
     const bool shorts = passes_in_shorts(grid_, axis);
     const int group = shorts ? blocks_at_once(c.n, axis == 0) : 1;
+    // Where a group saturates its neighbours mostly do: they are passed in floats at once, every time twice as many.
+    std::int64_t in_floats = 0, next_in_floats = 1;
     for (std::int64_t i = from; i < to; i += group) {
       Block blocks[most_blocks];
       const int count = static_cast<int>(to - i < group ? to - i : group);
       for (int k = 0; k < count; ++k) blocks[k] = block_at(i + k);
-      if (!shorts) {
-        float_column_pass(c, blocks[0], labels, finish);
-      } else if (axis == last_) {
-        short_column_pass<true>(c, blocks, count, labels, finish);
-      } else {
-        short_column_pass<false>(c, blocks, count, labels, finish);
+      if (!shorts || in_floats > 0) {
+        for (int k = 0; k < count; ++k) float_column_pass(c, blocks[k], labels, finish);
+        --in_floats;
+        continue;
       }
+      const bool fits = axis == last_ ? short_column_pass<true>(c, blocks, count, labels, finish)
+                                      : short_column_pass<false>(c, blocks, count, labels, finish);
+      next_in_floats = fits ? 1 : next_in_floats < most_in_floats ? 2 * next_in_floats : most_in_floats;
+      in_floats = fits ? 0 : next_in_floats;
     }
   }
+
+  static constexpr std::int64_t most_in_floats = 16;  // groups, before 16 bits are tried again
 
   const L* labels_;
   float* out_;
