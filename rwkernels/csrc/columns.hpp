@@ -46,20 +46,23 @@ RWK_INLINE void copy_padded(T* to, const T* from, int count) {  // the last one 
   for (int i = 0; i < lanes; ++i) to[i] = from[i < count ? i : count - 1];
 }
 
+RWK_INLINE F load_real(const float* from) { return load(from); }
+RWK_INLINE F load_real(const std::uint16_t* from) { return to_float(widen(from)); }
+
 // Finishes `count` pixels that lie side by side, as floats or as codes; `from` may be `to`.
-template <class L, class To, class Finish>
-RWK_INLINE void finish_run(Finish& finish, const float* from, const L* labels, To* to, std::int64_t at,
+template <class From, class L, class To, class Finish>
+RWK_INLINE void finish_run(Finish& finish, const From* from, const L* labels, To* to, std::int64_t at,
                            std::int64_t count) {
   std::int64_t x = 0;
-  for (; x + lanes <= count; x += lanes) store(to + x, finish(load(from + x), labels + x, at + x, lanes));
+  for (; x + lanes <= count; x += lanes) store(to + x, finish(load_real(from + x), labels + x, at + x, lanes));
   if (x == count) return;
   const int left = static_cast<int>(count - x);
-  float padded[lanes];
+  From padded[lanes];
   L padded_labels[lanes];
   To finished[lanes];
   copy_padded(padded, from + x, left);
   copy_padded(padded_labels, labels + x, left);
-  store(finished, finish(load(padded), padded_labels, at + x, left));
+  store(finished, finish(load_real(padded), padded_labels, at + x, left));
   for (int i = 0; i < left; ++i) to[x + i] = finished[i];
 }
 
@@ -71,6 +74,14 @@ RWK_INLINE void finish_all(Finish finish, const float* from, const L* labels, To
   finish.done();
 }
 
+// How a field lies in its array of floats. Whole numbers of 16 bits take the first half of a block: `block_width`
+// columns of one row, fewer at the end of the row.
+enum class Held {
+  squares,        // as floats
+  short_steps,    // distances along the first axis, short_infinity where there is no other label
+  short_squares,  // squares below short_limit, or short_infinity; as floats in blocks that are marked
+};
+
 struct Columns {
   float* data;           // in and out: pixel (row 0, column 0)
   std::int64_t n;        // rows
@@ -81,18 +92,44 @@ struct Columns {
   bool bounded;
   std::int64_t first_row, last_row;  // rows outside [first_row, last_row) hold nothing yet: no candidates
   const RowRange* slices;            // null, or: rows with an empty range are no candidates either
+  Held held = Held::squares;         // where it is another, the columns are of one block
+  const std::uint8_t* marks = nullptr;  // of the block at row y: marks[y * mark_stride]
+  std::int64_t mark_stride = 0;
 };
+
+// Candidates of one row, in 16 bits. False: it holds none.
+inline bool read_shorts(const Columns& c, const float* block, std::int64_t x, int width, float* to) {
+  std::uint16_t shorts[tile_width];
+  const auto* from = reinterpret_cast<const char*>(block) + x * static_cast<std::int64_t>(sizeof(std::uint16_t));
+  std::memcpy(shorts, block, sizeof shorts[0]);
+  if (shorts[0] == short_infinity) return false;  // a row is finite everywhere or nowhere, and its start says so
+  if (width == tile_width) {
+    std::memcpy(shorts, from, sizeof shorts);
+  } else {
+    std::memcpy(shorts, from, static_cast<std::size_t>(width) * sizeof(std::uint16_t));
+    for (int i = width; i < tile_width; ++i) shorts[i] = shorts[width - 1];
+  }
+  for (int h = 0; h < 2; ++h) {
+    const F v = load_real(shorts + h * lanes);
+    store(to + h * lanes, (c.held == Held::short_steps ? v * v : v) * c.unit);
+  }
+  return true;
+}
 
 // Reads the candidates of `width` <= tile_width columns. Columns beyond repeat the last one, so they add nothing
 // to what the tile has to scan.
-inline void load_candidates(Tile& tile, const Columns& c, std::int64_t x, int width) {
+inline void load_candidates(Tile<Floats>& tile, const Columns& c, std::int64_t x, int width) {
   std::int64_t m = 0;
   for (std::int64_t y = 0; y < c.n; ++y) {
     tile.first[y] = static_cast<std::int32_t>(m);
     if (y < c.first_row || y >= c.last_row || (c.slices && c.slices[y].low >= c.slices[y].high)) continue;
     const float* from = c.data + y * c.stride + x;
-    if (*from == infinity) continue;  // a row is finite everywhere or nowhere
     float* to = tile.f + m * tile_width;
+    if (c.held != Held::squares && !(c.marks && c.marks[y * c.mark_stride])) {
+      if (read_shorts(c, from - x, x, width, to)) tile.row[m++] = static_cast<std::int32_t>(y);
+      continue;
+    }
+    if (*from == infinity) continue;  // a row is finite everywhere or nowhere
     if (width == tile_width) {
       store(to, load(from) * c.unit);
       store(to + lanes, load(from + lanes) * c.unit);
@@ -107,7 +144,7 @@ inline void load_candidates(Tile& tile, const Columns& c, std::int64_t x, int wi
 
 // best <- min(b, f of the own row). Returns an upper bound of best.
 template <class L>
-RWK_INLINE float bound_by_changes(Tile& tile, const Columns& c, const L* labels, std::int64_t label_stride) {
+RWK_INLINE float bound_by_changes(Tile<Floats>& tile, const Columns& c, const L* labels, std::int64_t label_stride) {
   const F border = splat(c.bounded ? 1.0f : infinity);
   const F one = splat(1.0f);
   F above[2] = {border, border};
@@ -141,7 +178,7 @@ RWK_INLINE float bound_by_changes(Tile& tile, const Columns& c, const L* labels,
   return horizontal_max(reach);
 }
 
-inline float bound_by_own_row(Tile& tile) {
+inline float bound_by_own_row(Tile<Floats>& tile) {
   F reach{};
   std::int64_t m = 0;
   for (std::int64_t y = 0; y < tile.n; ++y) {
@@ -158,12 +195,16 @@ inline float bound_by_own_row(Tile& tile) {
 
 // One pass along columns. `by_label`: distance to another label, with the bound b; else distance to what f is the
 // distance to.
+//
+// Tiles go from the last to the first: the floats of one would cover what the tiles after it hold in 16 bits.
 template <bool by_label, class L, class Finish>
 void column_pass(const Columns& c, const L* labels, Finish finish) {
   const std::size_t label_bytes = (static_cast<std::size_t>(c.n) * tile_width * sizeof(L) + 63) / 64 * 64;
-  auto* memory = static_cast<std::byte*>(thread_scratch(Tile::bytes(c.n) + label_bytes));
-  Tile tile(c.n, memory + label_bytes);
-  for (std::int64_t x = 0; x < c.width; x += tile_width) {
+  const std::size_t own_bytes = Tile<Floats>::own_bytes(c.n);
+  auto* memory = static_cast<std::byte*>(thread_scratch(own_bytes + Tile<Floats>::shared_bytes(c.n) + label_bytes));
+  Tile<Floats> tile(c.n, memory + label_bytes, memory + label_bytes + own_bytes);
+  tile.fill_squares();
+  for (std::int64_t x = (c.width - 1) / tile_width * tile_width; x >= 0; x -= tile_width) {
     const int width = static_cast<int>(c.width - x < tile_width ? c.width - x : tile_width);
     load_candidates(tile, c, x, width);
     float reach;

@@ -11,6 +11,7 @@
 #include <emmintrin.h>
 #endif
 
+#include "short_simd.hpp"
 #include "simd.hpp"
 
 namespace rwk::RWK_ISA {
@@ -88,20 +89,52 @@ RWK_INLINE void fill_run(float* row, std::int64_t begin, std::int64_t end, std::
   }
 }
 
-// Squared distance to the nearest pixel of the row with another label; infinite in a row of one label.
-template <class L>
-void row_distance(const L* labels, std::int64_t n, bool black_border, float* row) {
+// Calls body(begin, end) for every run of equal labels of a row.
+template <class L, class Body>
+RWK_INLINE void for_each_run(const L* labels, std::int64_t n, const Body& body) {
   std::int64_t begin = 0;
   for (std::int64_t x = 0; x < n - 1; x += 64) {
     const std::int64_t count = n - 1 - x;
     std::uint64_t bits = differ_bits(labels + x, labels + x + 1, count < 64 ? count : 64);
     for (; bits != 0; bits &= bits - 1) {
       const std::int64_t end = x + __builtin_ctzll(bits) + 1;
-      fill_run(row, begin, end, n, begin > 0 || black_border, true);
+      body(begin, end);
       begin = end;
     }
   }
-  fill_run(row, begin, n, n, begin > 0 || black_border, black_border);
+  body(begin, n);
+}
+
+// Squared distance to the nearest pixel of the row with another label; infinite in a row of one label.
+template <class L>
+void row_distance(const L* labels, std::int64_t n, bool black_border, float* row) {
+  for_each_run(labels, n, [&](std::int64_t begin, std::int64_t end) {
+    fill_run(row, begin, end, n, begin > 0 || black_border, end < n || black_border);
+  });
+}
+
+// What stands for no other label, where distances are whole numbers of 16 bits.
+constexpr std::uint16_t short_infinity = 0xffff;
+
+// The distance itself to the nearest pixel of the row with another label, for n < short_infinity. Whole vectors run past
+// `n`: row has room for one more. False, and nothing written: a row of one label.
+template <class L>
+bool row_steps(const L* labels, std::int64_t n, bool black_border, std::uint16_t* row) {
+  bool other = black_border;
+  for_each_run(labels, n, [&](std::int64_t begin, std::int64_t end) {
+    const bool left = begin > 0 || black_border, right = end < n || black_border;
+    if (!left && !right) return;
+    other = true;
+    const S step = splat(static_cast<std::uint16_t>(short_lanes)), back = right ? step : S{};
+    S up = left ? short_iota() + 1 : splat(short_infinity);
+    S down = right ? splat(static_cast<std::uint16_t>(end - begin)) - short_iota() : splat(short_infinity);
+    for (std::int64_t x = begin; x < end; x += short_lanes) {
+      store(row + x, min(up, down));
+      up = add(up, step);
+      down -= back;
+    }
+  });
+  return other;
 }
 
 // Squared distance to the nearest pixel of the row with label `wanted`; infinite in a row without it.

@@ -171,8 +171,10 @@ RWK_INLINE int first_lane(Mask m) { return m[0] ? 0 : m[1] ? 1 : m[2] ? 2 : 3; }
 RWK_INLINE F select(Mask m, F yes, F no) { return m ? yes : no; }
 template <class Small>
 RWK_INLINE I widen_each(const Small* from) {
+  Small each[lanes];
+  std::memcpy(each, from, sizeof each);
   I v;
-  for (int i = 0; i < lanes; ++i) v[i] = from[i];
+  for (int i = 0; i < lanes; ++i) v[i] = each[i];
   return v;
 }
 RWK_INLINE I widen(const std::uint8_t* from) { return widen_each(from); }

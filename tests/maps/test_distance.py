@@ -39,6 +39,19 @@ def test_spacing_is_one_number_per_axis_in_the_order_of_the_labels_axes(backend,
     assert_same(found, scipy_distance(labels, spacing))
 
 
+@pairwise(
+    backend=[case for case in CPU_BACKENDS if case.values[0][0] == "native"],
+    shape=[(1, 280, 70), (1, 70, 280), (3, 200, 190), (280, 2, 40)],
+    spacing=[(1.0, 1.0, 1.0), (0.5, 1.0, 1.0), (3.0, 1.0, 1.0)],
+)
+def test_distances_too_long_for_16_bits_are_exact_beside_shorter_ones(backend, shape, spacing):
+    labels = torch.zeros(1, *shape, dtype=torch.uint8)
+    labels[0, 0, 0, 0] = 1
+    labels[0, -1, 1, 2:9] = 2
+    found = rw.distance_transform(labels, spacing=spacing, backend=backend)
+    assert_same(found, scipy_distance(labels, spacing))
+
+
 def test_a_step_along_each_axis_costs_the_spacing_of_that_axis(backend):
     for axis in range(3):
         labels = torch.zeros(1, 5, 6, 7, dtype=torch.int64)

@@ -8,9 +8,23 @@ CORE = [
     Mutation(
         "core-right-border-of-a-row",
         "ignored option",
-        "fill_run(row, begin, n, n, begin > 0 || black_border, black_border);",
-        "fill_run(row, begin, n, n, begin > 0 || black_border, false);",
+        "const bool left = begin > 0 || black_border, right = end < n || black_border;",
+        "const bool left = begin > 0 || black_border, right = end < n;",
         ("test_distance: black_border",),
+    ),
+    Mutation(
+        "core-saturated-squares-kept",
+        "missing check",
+        "if (reach < short_limit || largest_result(tile) < short_limit) tile.state = State::solved;",
+        "tile.state = State::solved;",
+        ("test_distance: too_long_for_16_bits",),
+    ),
+    Mutation(
+        "core-float-blocks-of-a-slice-unmarked",
+        "missing check",
+        "if (block.mark) *block.mark = 1;",
+        "",
+        ("test_distance: too_long_for_16_bits",),
     ),
     Mutation(
         "core-unit-of-a-pass",
