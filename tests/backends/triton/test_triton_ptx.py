@@ -27,6 +27,7 @@ import rwkernels as rw
 from rwkernels.backends import triton
 from rwkernels.backends.problem import LossProblem
 from rwkernels.backends.triton import losses
+from rwkernels.ops import planned
 
 pytestmark = pytest.mark.skipif(ptx.missing() is not None, reason=str(ptx.missing()))
 
@@ -254,7 +255,8 @@ def _plant(monkeypatch, tmp_path, mistakes):
     spec = importlib.util.spec_from_file_location("planted", tmp_path / "planted.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    monkeypatch.setattr(triton, "_kernels", lambda: module)
+    monkeypatch.setattr(losses, "_kernels", lambda: module)
+    monkeypatch.setattr(planned, "_plans", {})  # those have binaries of the right ones
 
 
 @either_kind
