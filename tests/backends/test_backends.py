@@ -13,6 +13,7 @@ from loss_cases import make_case
 import rwkernels as rw
 from rwkernels import backends as list_backends
 from rwkernels.backends import NAMES, choose, cucim, native, reference, triton
+from rwkernels.backends.triton import losses
 from rwkernels.formats import in_order
 from rwkernels.maps import quantised
 
@@ -32,7 +33,7 @@ def pretended_gpu(monkeypatch):
 
 def _pretend_triton(monkeypatch, version):
     monkeypatch.setitem(sys.modules, "triton", SimpleNamespace(__version__=version))
-    monkeypatch.setattr(triton, "_kernels", lambda: None)
+    monkeypatch.setattr(losses, "_kernels", lambda: None)
 
 
 def test_on_the_cpu_the_native_core_comes_first():

@@ -13,6 +13,7 @@ from functools import cache
 import torch
 
 from rwkernels.backends.problem import first_bad_label
+from rwkernels.backends.triton import losses
 from rwkernels.backends.triton.losses import fill_negatives, loss, scale_gradient
 from rwkernels.backends.triton.maps import (
     fill_boundary,
@@ -50,7 +51,7 @@ def _why_not(index: int | None) -> str | None:
         found = importlib.import_module("triton").__version__
         if tuple(map(int, found.split(".")[:2])) < _OLDEST_TRITON:
             return "it needs triton {}.{} or later, found {}".format(*_OLDEST_TRITON, found)
-        importlib.import_module("rwkernels.backends.triton.kernels.loss")
+        losses._kernels()
     except ImportError as error:
         return f"triton cannot be imported ({error})"
     if torch.version.hip is None and index is not None:
