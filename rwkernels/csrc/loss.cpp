@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "loss_tile.hpp"
+#include "openmp.hpp"
 #include "pool.hpp"
 #include "tile_pass.hpp"
 
@@ -70,6 +71,7 @@ class Pass : TilePass<T> {
   std::int64_t run() {
     const std::int64_t tiles = images_ * tiles_;
     const int threads = images_ * classes_ * pixels_ < worth_a_thread ? 1 : problem_.threads;
+    if (threads > 1) say_it_runs_torch();  // as it did for the logits
     // A thread takes neighbouring tiles, so that what the processor prefetches is its own.
     std::int64_t chunk = tiles / (8 * threads);
     chunk = chunk < 1 ? 1 : chunk > 64 ? 64 : chunk;

@@ -12,9 +12,12 @@
 #include <thread>
 
 #include "memory.hpp"
+#include "openmp.hpp"
 
 namespace rwk {
 namespace {
+
+thread_local bool inside_a_body = false;
 
 struct Job {
   const std::function<void(std::int64_t)>* body = nullptr;
@@ -23,7 +26,9 @@ struct Job {
   std::mutex error_mutex;
   std::exception_ptr error;
 
-  void run() {
+  void run() noexcept {
+    const bool nested = inside_a_body;
+    inside_a_body = true;
     for (std::int64_t i = next.fetch_add(1); i < n; i = next.fetch_add(1)) {
       try {
         (*body)(i);
@@ -33,17 +38,13 @@ struct Job {
         next.store(n);
       }
     }
+    inside_a_body = nested;
   }
 };
 
-thread_local bool inside_pool = false;
-
 class Pool {
  public:
-  // False if another caller holds the pool.
-  bool run(Job& job, int threads) {
-    std::unique_lock<std::mutex> only_one(caller_, std::try_to_lock);
-    if (!only_one) return false;
+  void run(Job& job, int threads) {
     {
       std::lock_guard<std::mutex> lock(mutex_);
       for (; workers_ < threads - 1; ++workers_) std::thread(&Pool::work, this, workers_).detach();
@@ -52,18 +53,14 @@ class Pool {
       ++generation_;
     }
     wake_.notify_all();
-    inside_pool = true;
     job.run();
-    inside_pool = false;
     std::unique_lock<std::mutex> lock(mutex_);
     job_ = nullptr;  // a worker that wakes only now finds nothing to join, and nobody waits for it
     done_.wait(lock, [this] { return running_ == 0; });
-    return true;
   }
 
  private:
   void work(int index) {
-    inside_pool = true;
     std::uint64_t seen = 0;
     std::unique_lock<std::mutex> lock(mutex_);
     for (;;) {
@@ -79,30 +76,56 @@ class Pool {
     }
   }
 
-  std::mutex caller_, mutex_;
+  std::mutex mutex_;
   std::condition_variable wake_, done_;
   Job* job_ = nullptr;
   int workers_ = 0, wanted_ = 0, running_ = 0;
   std::uint64_t generation_ = 0;
 };
 
-Pool* pool = nullptr;
-std::mutex* pool_mutex = new std::mutex;
-
-// Threads do not survive fork(), and a lock may be held by one that is gone: the child starts afresh and
-// leaks the parent's pool on purpose.
-void forget_pool() {
-  pool = nullptr;
-  pool_mutex = new std::mutex;
-  inside_pool = false;
+// A team of OpenMP has always as many threads as torch gives it: the runtime ends the workers that a smaller one leaves
+// over, and the next operator of torch would have to start them again. So some of the team may find nothing to do.
+void run_on_team(const OpenMP& openmp, Job& job, int threads) {
+  struct Work {
+    const OpenMP& openmp;
+    Job& job;
+    int threads;
+  } work{openmp, job, threads};
+  openmp.parallel(
+      [](void* argument) {
+        const Work& work = *static_cast<Work*>(argument);
+        if (work.openmp.thread_number() < work.threads) work.job.run();
+      },
+      &work, 0, 0);
 }
 
-Pool& the_pool() {
-  static const int registered = pthread_atfork(nullptr, nullptr, forget_pool);
-  (void)registered;
-  std::lock_guard<std::mutex> lock(*pool_mutex);
-  if (pool == nullptr) pool = new Pool;  // never destroyed: its threads may outlive static destructors
-  return *pool;
+// One caller at a time has several threads.
+struct Threads {
+  std::mutex caller;
+  Pool pool;
+};
+
+// Never destroyed: the threads of the pool may outlive static destructors. They do not survive fork(), and a lock may
+// be held by one that is gone: the child starts afresh and leaks what its parent had, on purpose.
+Threads* all_threads = new Threads;
+const int registered = pthread_atfork(nullptr, nullptr, [] {
+  all_threads = new Threads;
+  inside_a_body = false;
+});
+
+// False where the calling thread has to do it alone.
+bool run_on_several(Job& job, int threads) {
+  const OpenMP* openmp = torch_openmp();
+  if (openmp && openmp->surrounding_teams() > 0) return false;  // the others of the team have the cores
+  Threads& all = *all_threads;
+  std::unique_lock<std::mutex> only_one(all.caller, std::try_to_lock);
+  if (!only_one) return false;
+  if (openmp && runs_torch() && threads <= openmp->most_threads()) {
+    run_on_team(*openmp, job, threads);
+  } else {
+    all.pool.run(job, threads);
+  }
+  return true;
 }
 
 }  // namespace
@@ -113,7 +136,7 @@ void parallel_for(std::int64_t n, int threads, const std::function<void(std::int
   Job job;
   job.body = &body;
   job.n = n;
-  if (threads <= 1 || inside_pool || !the_pool().run(job, threads)) job.run();
+  if (threads <= 1 || inside_a_body || !run_on_several(job, threads)) job.run();
   if (job.error) std::rethrow_exception(job.error);
 }
 
