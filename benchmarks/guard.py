@@ -1,11 +1,11 @@
-"""`rwkernels bench guard`: has one of six key rows become dearer? Counted in instructions, for clocks are too noisy.
+"""`rwkernels bench guard`: has one of seven key rows become dearer? Counted in instructions, for clocks are too noisy.
 
-The rows are the six loops in which the package spends its time on a CPU: the distance transform in 2D and in 3D, the
-rectified and the boundary map, and the loss with a dense and with a compact map. `guard_rows` runs them through the C++
-core alone, without torch, under Valgrind's callgrind; the count of n + 1 runs less that of one, over n, is a row's. It
-depends on the code and on the compiler, not on the machine or how busy it is, so counts can be kept with the code. They
-hold for one compiler and one instruction set (Valgrind shows the core at most AVX2), which the file names; under
-another one a check refuses, and a baseline of one's own is a `--save` away.
+The rows are the loops in which the package spends its time on a CPU (the distance transform in 2D and in 3D, the
+rectified and the boundary map, and the loss with a dense and with a compact map), and a small image's whole step.
+`guard_rows` runs them through the C++ core alone, without torch, under Valgrind's callgrind; the count of n + 1 runs
+less that of one, over n, is a row's. It depends on the code and on the compiler, not on the machine or how busy it is,
+so counts can be kept with the code. They hold for one compiler and one instruction set (Valgrind shows the core at most
+AVX2), which the file names; under another one a check refuses, and a baseline of one's own is a `--save` away.
 
 Where Valgrind is missing, times are compared instead: the ratio of every row to a copy of as many bytes, taken in turns
 in the same run. That is of one machine only, so the file says which and the tolerance is wide.

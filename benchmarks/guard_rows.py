@@ -1,4 +1,4 @@
-"""The six key rows of the regression guard, run through the C++ core alone.
+"""The seven key rows of the regression guard, run through the C++ core alone.
 
     python guard_rows.py CORE ROW RUNS
 
@@ -132,6 +132,55 @@ def _loss_row(core: Any, *, compact: bool) -> Prepared:
     return Prepared(run, pixels * (8 * CLASSES + 5 if compact else 12 * CLASSES))
 
 
+def _step_row(core: Any) -> Prepared:
+    """A whole step of a small image, from labels to the gradient, by a plan that is there."""
+    side, classes = 32, 3
+    pixels = side * side
+    logits, grad = _floats(classes * pixels), array("f", bytes(4 * classes * pixels))
+    image, foreground, loss = bytearray(pixels), array("f", bytes(4 * pixels)), array("f", [0.0])
+    for y in range(9, 23):
+        image[y * side + 8 : y * side + 25] = bytes([1 + (y > 15)]) * 17
+    strides = (classes * pixels, pixels, side, 1)
+    problem = core.LossProblem(
+        logits=_address(logits),
+        dtype="f4",
+        shape=(1, classes, side, side),
+        strides=strides,
+        map=_address(foreground),
+        map_dtype="f4",
+        map_strides=None,
+        labels=_address(image),
+        label_dtype="u1",
+        ignore=None,
+        background=0,
+        background_value=1.0,
+        class_scale=0,
+        scale_groups=1,
+        validate=False,
+        threads=1,
+    )
+    maps = core.MapProblem(
+        labels=_address(image),
+        label_dtype="u1",
+        shape=(1, side, side),
+        spacing=(),
+        black_border=False,
+        num_classes=classes,
+        class_max=0,
+        ignore=None,
+        validate=True,
+        threads=1,
+    )
+    plan = core.LossPlan(problem, maps=maps, grad_strides=strides, mean=True, divide=True, channels=classes, weight=1.0)
+
+    def run() -> None:
+        plan.run(
+            _address(logits), _address(foreground), _address(image), 0, 0, 0, _address(grad), _address(loss), 0.0, 1
+        )
+
+    return Prepared(run, pixels * (1 + 8 * classes))
+
+
 ROWS: dict[str, Callable[[Any], Prepared]] = {
     "distance 2D": lambda core: _map_row(core, PLANE, "distance"),
     "distance 3D": lambda core: _map_row(core, VOLUME, "distance"),
@@ -139,6 +188,7 @@ ROWS: dict[str, Callable[[Any], Prepared]] = {
     "boundary map 2D": lambda core: _map_row(core, PLANE, "boundary"),
     "loss, dense map": lambda core: _loss_row(core, compact=False),
     "loss, compact map": lambda core: _loss_row(core, compact=True),
+    "small step": _step_row,
 }
 
 

@@ -136,7 +136,7 @@ def spacing(value: float | Sequence[float] | None, axes: int) -> list[float]:
     if value is None:
         return [1.0] * axes
     several = isinstance(value, Iterable) and not isinstance(value, str) and getattr(value, "ndim", 1) > 0
-    steps: list[Any] = list(cast(Iterable[Any], value)) if several else [value] * axes
+    steps: list[Any] = list(cast("Iterable[Any]", value)) if several else [value] * axes
     if len(steps) != axes:
         raise ValueError(f"spacing: expected one number or {axes} (one per spatial axis), got {len(steps)}: {value!r}")
     found = [number("spacing", step) for step in steps]

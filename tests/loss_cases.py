@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -14,6 +16,8 @@ from torch import Tensor
 
 import rwkernels as rw
 from rwkernels.backends import native
+from rwkernels.ops import mode
+from rwkernels.ops import planned as plans
 
 _WHY_NOT_NATIVE = native.can_run(torch.device("cpu"))
 needs_native = pytest.mark.skipif(_WHY_NOT_NATIVE is not None, reason=f"no native backend: {_WHY_NOT_NATIVE}")
@@ -192,8 +196,10 @@ def assert_like_eager(
     def ours(x: Tensor) -> Tensor:
         return rw.region_wise_loss(x, case.maps if maps is None else maps, **case.options(), **shared, **options)
 
-    loss, gradient = loss_and_gradient(ours, case.logits, upstream)
-    assert_results_of_eager(case, loss, gradient, upstream=upstream, **shared)
+    for ways in (nullcontext, operators_alone):
+        with ways():
+            loss, gradient = loss_and_gradient(ours, case.logits, upstream)
+        assert_results_of_eager(case, loss, gradient, upstream=upstream, **shared)
 
 
 def assert_results_of_eager(
@@ -233,15 +239,36 @@ class MetaLike(torch.Tensor):
         return self.as_subclass(torch.Tensor)
 
 
+@contextmanager
+def operators_alone() -> Iterator[None]:
+    """A context in which losses take no plans but the operators, as where a compiler or a dispatch mode looks on."""
+    with mock.patch.object(mode, "is_watched", return_value=True):
+        yield
+
+
 class Calls:
-    """Watches the `loss` of a backend: with how many calls, and into which gradient buffers."""
+    """Watches the losses of a backend, planned or not: with how many calls, and into which gradient buffers."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, module: Any) -> None:
         self.gradients: list[int | None] = []
-        real = module.loss
+        real, real_plan = module.loss, module.plan_loss
+
+        class WatchedPlan:
+            def __init__(self, plan: Any, gradients: list[int | None]) -> None:
+                self.plan, self.scale, self.gradients = plan, plan.scale, gradients
+
+            def __call__(self, *tensors: Any) -> Any:
+                result = self.plan(*tensors)
+                self.gradients.extend([grad.data_ptr() for grad in result.grads] or [None])
+                return result
+
+        def planned(*arguments: Any, **options: Any) -> Any:
+            return WatchedPlan(real_plan(*arguments, **options), self.gradients)
 
         def watched(problem: Any, *, grad: Tensor | None, **options: Any) -> Any:
             self.gradients.append(None if grad is None else grad.data_ptr())
             return real(problem, grad=grad, **options)
 
         monkeypatch.setattr(module, "loss", watched)
+        monkeypatch.setattr(module, "plan_loss", planned)
+        monkeypatch.setattr(plans, "_plans", {})

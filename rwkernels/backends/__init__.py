@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 import torch
 from torch import Tensor
 
-from rwkernels.backends.problem import CompactProblem, LossProblem, MapProblem
+from rwkernels.backends.problem import CompactProblem, LossProblem, MapProblem, StepProblem, StepResult
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -107,6 +108,12 @@ class Backend(Protocol):
         if `divide` and the reduction is "mean".
         """
 
+    def plan_loss(self, problem: LossProblem, *, with_grad: bool) -> Plan | None:
+        """A plan for the loss of a problem with one run, reduced; None if the backend has none for it."""
+
+    def plan_step(self, problem: StepProblem) -> Plan | None:
+        """A plan for a step; None if the backend has none for it."""
+
     def fill_negatives(
         self, out: Tensor, problem: LossProblem, *, probabilities: bool, wrong: bool, validate: bool
     ) -> None:
@@ -148,6 +155,26 @@ class Backend(Protocol):
 
     def advise_huge_pages(self, tensor: Tensor) -> None:
         """Asks for huge pages under a tensor on the CPU whose memory is fresh, where they pay."""
+
+
+class Plan(Protocol):
+    """A loss whose tensors come anew, in the shapes, strides, dtypes, device and alignment that it was made for.
+
+    What follows from those is worked out once. It holds no tensor of a problem, and several threads may call it.
+    """
+
+    def __call__(self, logits: Sequence[Tensor], others: Sequence[Tensor | None]) -> StepResult:
+        """The loss of the logits of all levels and their labels; or of one level and the tensors that follow the
+        logits in its `LossProblem`.
+        """
+
+    def scale(
+        self, upstream: Tensor, grads: Sequence[Tensor], counts: Sequence[Tensor | None], *, in_place: bool
+    ) -> Sequence[Tensor]:
+        """The gradients that a call gave times the incoming one, finished; in new tensors unless `in_place`.
+
+        `counts` are the pixels of every image that count, one tensor a level or none.
+        """
 
 
 @dataclass(frozen=True)

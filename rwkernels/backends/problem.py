@@ -90,6 +90,51 @@ class LossProblem(NamedTuple):
         return torch.float64 if self.logits.dtype == torch.float64 else torch.float32
 
 
+class Level(NamedTuple):
+    """One resolution of a `StepProblem`: everything on one device, logits and labels not empty."""
+
+    logits: Tensor  # [B, K, *S], any strides
+    labels: Tensor  # [B, *S] or [B, 1, *S], any strides
+    spacing: Sequence[float]  # one per spatial axis
+    weight: float  # of its loss in the sum of all levels
+
+
+class StepProblem(NamedTuple):
+    """A training step from labels to loss and gradient, by the rectified maps of the labels.
+
+    A plan that is made of it serves all tensors of the same shapes, strides, dtypes, device and alignment.
+    """
+
+    levels: tuple[Level, ...]
+    black_border: bool
+    ignore_index: int | None
+    include_background: bool
+    reduction: str  # "mean" or "sum", of every level on its own
+    validate: bool
+    with_grad: bool
+
+    @property
+    def loss_dtype(self) -> torch.dtype:
+        """float64 for float64 logits, float32 for all others."""
+        return torch.float64 if self.levels[0].logits.dtype == torch.float64 else torch.float32
+
+
+class StepResult(NamedTuple):
+    """What a plan gives: all of it fresh. The maps are for derivatives of higher order."""
+
+    loss: Tensor  # the weighted sum, 0-dim in the `loss_dtype` of the logits
+    # Of the weighted sum, one a level, laid out as `torch.empty_like` of the logits does; empty without `with_grad`.
+    # Of float16 they lack 1/(N*K) and the weight (see `scales_gradient_at_once`).
+    grads: Sequence[Tensor]
+    foregrounds: Sequence[Tensor] = ()  # float32 [B, *S], one a level
+    counts: Sequence[Tensor] = ()  # int64 [B], one a level, if there is an `ignore_index`
+
+
+def scales_gradient_at_once(dtype: torch.dtype) -> bool:
+    """Whether 1/(N*K) goes into the gradient in the one pass: float16 would flush half of it to 0."""
+    return dtype != torch.float16
+
+
 class BadInputError(ValueError):
     """A value that a backend refuses, found where it was read anyway.
 

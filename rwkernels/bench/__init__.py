@@ -57,13 +57,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--list", action="store_true", help="print the cases with their contenders, and stop")
     parser.add_argument("--strict", action="store_true", help="exit with 1 if a goal is missed")
     commands = parser.add_subparsers(dest="bench_command", metavar="guard")
-    add_guard_arguments(commands.add_parser("guard", help="count instructions of six key rows, keep or check them"))
+    add_guard_arguments(commands.add_parser("guard", help="count instructions of seven key rows, keep or check them"))
 
 
 def add_guard_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `rwkernels bench guard` on `parser`."""
     parser.description = (
-        "Has one of six key rows become dearer? Counted in instructions, for clocks are too noisy. In a checkout."
+        "Has one of seven key rows become dearer? Counted in instructions, for clocks are too noisy. In a checkout."
     )
     action = parser.add_mutually_exclusive_group()
     action.add_argument("--check", action="store_true", help="compare with the stored counts; exit with 1 if one grew")

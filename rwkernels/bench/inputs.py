@@ -230,6 +230,12 @@ def map_tasks(scale: str) -> tuple[Task, ...]:
 
 
 @cache
+def small_tasks() -> tuple[Task, ...]:
+    """Batches whose time is that of the call, at every scale: of a test, and of the demo."""
+    return (Task("", "blobs", (1, 32, 32), 3), Task("", "hearts", (2, 192, 144), 4))
+
+
+@cache
 def adversarial_tasks(scale: str) -> tuple[Task, ...]:
     """Label images that punish a shortcut, and large flat ones."""
     cube = _sized(scale, (1, 256, 256, 256), (), ())

@@ -22,6 +22,7 @@ from rwkernels.bench.inputs import (
     loss_tasks,
     map_tasks,
     size_tasks,
+    small_tasks,
 )
 
 Makers = Callable[[], dict[str, Maker]]
@@ -228,6 +229,24 @@ def _step_cases(scale: str, device: str) -> Iterable[Case]:
             )  # fmt: skip
 
 
+def _small_cases(_: str, device: str) -> Iterable[Case]:
+    """Where a call costs more than its pixels: against a loss of PyTorch's own core, and against the paper's way."""
+    tiny, demo = small_tasks()
+    for task, goal in (
+        (tiny, Goal(names.OURS, names.CROSS_ENTROPY, 2, "within")),
+        (demo, Goal(names.OURS, names.PAPER, 12)),
+    ):
+        yield Case(
+            "labels to gradient, small", task, (names.OURS, names.CROSS_ENTROPY, names.PAPER, names.PAPER_EDT),
+            names.PAPER, (1 + 8 * task.num_classes) * task.pixels,
+            partial(steps.step_makers, task, "rectified", device), (goal,), 3, memory="",
+        )  # fmt: skip
+        yield replace(
+            _loss_case(task, device, "float32", CONTIGUOUS, (), 3, compiled=False),
+            family="loss, small", goals=(Goal(names.COMPACT, names.CROSS_ENTROPY, 1.5, "within"),), memory="",
+        )  # fmt: skip
+
+
 def _loader_cases(scale: str, device: str) -> Iterable[Case]:
     """Maps made in the worker processes of a data loader; they are the same whatever the network runs on."""
     if device != "cpu":
@@ -315,7 +334,7 @@ def _scaling_cases(scale: str, device: str) -> Iterable[Case]:
 
 _FAMILIES = (
     _distance_cases, _hard_cases, _rectified_cases, _boundary_cases, _loss_cases, _kernel_cases, _step_cases,
-    _loader_cases, _scaling_cases,
+    _small_cases, _loader_cases, _scaling_cases,
 )  # fmt: skip
 
 

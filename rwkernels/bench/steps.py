@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -16,7 +17,7 @@ from rwkernels.bench import peers, truth
 from rwkernels.bench.harness import Contender, Maker
 from rwkernels.bench.inputs import Task, labels, logits
 from rwkernels.bench.losses import plain_loss, training_step
-from rwkernels.bench.names import EDT_PER_CLASS, MONAI_LOSS, OURS, PAPER, PAPER_EDT, SCIPY
+from rwkernels.bench.names import CROSS_ENTROPY, EDT_PER_CLASS, MONAI_LOSS, OURS, PAPER, PAPER_EDT, SCIPY
 from rwkernels.bench.peers import Mask, Spacing
 
 FAMILIES = ("rectified", "boundary")
@@ -65,8 +66,14 @@ def step_makers(task: Task, family: str, device: str) -> dict[str, Maker]:
         target = image.long().unsqueeze(1)
         return training_step(name, lambda x: loss(x, target), x, partial(check, expected=truth.kervadec))
 
+    def cross_entropy(name: str) -> Contender:
+        target = image.long()
+        mismatch = partial(truth.cross_entropy_mismatch, logits=x, target=target, tolerance=1e-5)
+        return training_step(name, lambda x: F.cross_entropy(x, target), x, mismatch)
+
     return {
         OURS: ours,
+        CROSS_ENTROPY: cross_entropy,
         PAPER: partial(usual, library=SCIPY),
         PAPER_EDT: partial(usual, library=EDT_PER_CLASS),
         MONAI_LOSS: monai,

@@ -3,12 +3,11 @@
 #include <nanobind/stl/string.h>
 
 #include <algorithm>
-#include <cmath>
 
-#include "bad_value.hpp"
 #include "bind.hpp"
 #include "encoding.hpp"
 #include "maps.hpp"
+#include "rectified.hpp"
 
 namespace nb = nanobind;
 
@@ -39,27 +38,6 @@ void class_distance(const MapProblem& problem, Address out, bool squared) {
                                            pointer<float>(out), problem.grid, squared, problem.threads);
 }
 
-// Refuses a class_max that is no positive finite number, of a class that is present.
-void require_class_max(const RectifiedMap& map, std::int64_t batch, std::int64_t codes) {
-  for (std::int64_t b = 0; b < batch; ++b)
-    for (std::int64_t k = 0; k < std::min(map.num_classes, codes); ++k) {
-      const float given = map.class_max[b * map.num_classes + k];
-      const bool present = map.maxima[b * codes + k] > 0;
-      if (present && !(given > 0 && std::isfinite(given))) throw BadValue("class_max", b * map.num_classes + k);
-    }
-}
-
-// largest[b, k]: the largest distance of class k in image b; 0 where it is absent, 1 where it has no other label.
-void write_largest(const float* maxima, std::int64_t codes, std::int64_t num_classes, const Grid& grid, float* largest) {
-  const double spacing = grid.spacing[last_axis(grid)];
-  for (std::int64_t b = 0; b < grid.batch; ++b)
-    for (std::int64_t k = 0; k < num_classes; ++k) {
-      const double squared = k < codes ? static_cast<double>(maxima[b * codes + k]) : 0;
-      const double distance = std::isinf(squared) ? 1 : std::sqrt(squared) * spacing;
-      largest[b * num_classes + k] = static_cast<float>(distance);
-    }
-}
-
 // The foreground into `field`, or, over working memory of this size, its codes into `codes`.
 void rectified(const MapProblem& problem, Address field, Address count, Address codes, int code_bytes,
                Address largest) {
@@ -72,13 +50,9 @@ void rectified(const MapProblem& problem, Address field, Address count, Address 
     return;
   }
   nb::gil_scoped_release release;
-  const Encoded encoded = encode(problem, pointer<std::int64_t>(count));
-  const auto maxima = make_array<float>(grid.batch * encoded.codes.size, true);
-  const RectifiedMap map{num_classes,           problem.class_max,    maxima.get(),
-                         pointer<float>(field), pointer<void>(codes), code_bytes};
-  active_map_kernels().rectified(encoded.codes, map, grid, problem.threads);
-  if (largest != 0) write_largest(maxima.get(), encoded.codes.size, num_classes, grid, pointer<float>(largest));
-  if (problem.class_max != nullptr) require_class_max(map, grid.batch, encoded.codes.size);
+  const RectifiedOutput out{pointer<float>(field), pointer<std::int64_t>(count), pointer<void>(codes), code_bytes,
+                            pointer<float>(largest)};
+  make_rectified(problem, out);
 }
 
 void class_max(const MapProblem& problem, Address distance, Address out) {

@@ -125,7 +125,7 @@ class PrecomputedMaps(Dataset[Any]):
         kept = self._open(self._name(index))[0]
         if kept["class_max"] is None:
             raise ValueError(f'class_max: expected a store of "rectified" maps, got {kept["settings"]["maps"]!r}')
-        return torch.tensor(kept["class_max"], dtype=torch.float32)
+        return torch.tensor(kept["class_max"], dtype=torch.float32, device="cpu")
 
     def metadata(self, index: int | str) -> dict[str, Any]:
         """What is kept of an item: version, source and its checksum, settings, shape, spacing, affine, axes."""

@@ -65,7 +65,9 @@ def build(
     axes = labels.dim() - 1
     builder = MapBuilder(num_classes, maps=maps, spacing_key="spacing", spatial_dims=axes, threads=None, **options)
     rows = [[1.0] * axes if spacing is None else spacing for spacing in spacings]
-    return builder.of_batch({"spacing": torch.tensor(rows, dtype=torch.float64).reshape(-1, axes)}, labels)
+    return builder.of_batch(
+        {"spacing": torch.tensor(rows, dtype=torch.float64, device="cpu").reshape(-1, axes)}, labels
+    )
 
 
 def read_map(array: Any, labels: Any, num_classes: int, ignore_index: int | None = None) -> RectifiedMap | Tensor:

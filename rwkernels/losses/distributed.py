@@ -31,6 +31,15 @@ def size_of(group: Any) -> int:
     return dist.get_world_size(group)
 
 
+def joined(loss: Tensor, logits: Tensor, image_count: Tensor | None, reduction: str, group: Any) -> Tensor:
+    """The loss of this process as its part of that of `group`, if there is one (see `region_wise_loss`)."""
+    if group is None:
+        return loss
+    if reduction == "sum":
+        return loss * size_of(group)
+    return loss if size_of(group) == 1 else weighted(loss, pixels_of(logits, image_count), group)
+
+
 def weighted(loss: Tensor, pixels: Tensor, group: Any) -> Tensor:
     """The mean `loss` over the `pixels` of this process, weighted so that the group's mean is that of all pixels.
 

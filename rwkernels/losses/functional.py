@@ -11,6 +11,7 @@ from torch import Tensor
 from rwkernels import checks
 from rwkernels.losses import distributed
 from rwkernels.losses.problem import loss_problem
+from rwkernels.losses.repeated import Options, loss_of_map
 from rwkernels.maps.compact import RectifiedMap
 from rwkernels.ops import mode
 from rwkernels.ops.autograd import region_wise
@@ -87,9 +88,21 @@ def region_wise_loss(
         >>> round(loss.item(), 6), (logits.grad * 4).flatten()
         (0.15, tensor([ 0.1000,  0.1000,  0.1000, -0.3000]))
     """
-    logits = checks.logits(logits)
-    checks.choice("reduction", reduction, checks.REDUCTIONS)
+    options = Options(
+        ignore_index=checks.ignore_index(ignore_index),
+        include_background=checks.flag("include_background", include_background),
+        reduction=checks.choice("reduction", reduction, checks.REDUCTIONS),
+        recompute=checks.flag("recompute", recompute),
+        validate=validate,
+        backend=backend,
+    )
     group = distributed.check_group(process_group, reduction)
+    ignores = options.ignore_index is not None or getattr(maps, "ignore_index", None) is not None
+    if group is None or not ignores:  # who joins losses has to know how many pixels count
+        planned = loss_of_map(logits, maps, labels, options)
+        if planned is not None:
+            return distributed.joined(planned, logits, None, reduction, group)
+    logits = checks.logits(logits)
     if group is not None and not torch.compiler.is_compiling() and mode.transforms_active():
         raise NotImplementedError("process_group: a transform of torch.func cannot sum over processes; expected None")
     problem = loss_problem(
@@ -107,17 +120,11 @@ def region_wise_loss(
     # A pixel's own incoming gradient is known in the backward only, and a transform may hide requires_grad. A compiled
     # backward cannot change in place what the forward kept: on a GPU, computing it there moves fewer bytes than a copy.
     with_grad = (
-        not checks.flag("recompute", recompute)
+        not recompute
         and reduction != "none"
         and torch.is_grad_enabled()
         and logits.requires_grad
         and (not logits.is_cuda if torch.compiler.is_compiling() else not mode.transforms_active())
     )
     loss, _ = region_wise(problem, with_grad)
-    if group is None:
-        return loss
-    if reduction == "sum":
-        return loss * distributed.size_of(group)
-    if distributed.size_of(group) == 1:
-        return loss
-    return distributed.weighted(loss, distributed.pixels_of(logits, problem.image_count), group)
+    return distributed.joined(loss, logits, problem.image_count, reduction, group)

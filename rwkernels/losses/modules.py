@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from rwkernels import checks
 from rwkernels.losses import distributed
 from rwkernels.losses.functional import region_wise_loss
+from rwkernels.losses.repeated import Options, loss_of_labels
 from rwkernels.maps.compact import RectifiedMap
 from rwkernels.maps.families import FAMILIES
 from rwkernels.maps.scaling import scale_classes, weights_of_any_classes
@@ -118,6 +119,10 @@ class RegionWiseLoss(nn.Module):
         spacing: float | Sequence[float] | None = None,
     ) -> Tensor:
         """The loss; see the class for shapes."""
+        if labels is None:
+            loss = self.loss_of_levels([logits], [labels_or_maps], [spacing], [1.0])
+            if loss is not None:
+                return loss
         logits = checks.logits(logits)
         maps: Tensor | RectifiedMap
         if self._is_map(logits, labels_or_maps):
@@ -149,6 +154,24 @@ class RegionWiseLoss(nn.Module):
             validate=self.validate,
             backend=self.backend,
         )
+
+    def loss_of_levels(
+        self, logits: Sequence[Any], labels: Sequence[Any], spacings: Sequence[Any], weights: Sequence[float]
+    ) -> Tensor | None:
+        """The weighted sum of the losses of several levels by one plan; None where there is none (see `repeated`)."""
+        group = self.process_group
+        if self.maps != "rectified" or self.class_weight is not None:
+            return None
+        if type(self).build_map is not RegionWiseLoss.build_map:
+            return None
+        if group is not None and (len(logits) > 1 or self.ignore_index is not None):  # who joins them counts pixels
+            return None
+        spacings = [self.spacing if spacing is None else spacing for spacing in spacings]
+        options = Options(
+            self.ignore_index, self.include_background, self.reduction, self.recompute, self.validate, self.backend
+        )
+        loss = loss_of_labels(logits, labels, spacings, weights, self.black_border, options)
+        return loss if loss is None else distributed.joined(loss, logits[0], None, self.reduction, group)
 
     def with_maps(self, logits: Tensor, labels: Tensor, maps: Tensor | RectifiedMap) -> Tensor:
         """The loss of logits with labels and their map, built before; `CombinedLoss` and others call it."""

@@ -92,7 +92,7 @@ def loss_problem(
         values, labels, background, scale = _compact(logits, maps)
         background_value = 0.0 if background is not None else float(maps.background)
         if ignored is not None and ignored == maps.ignore_index and maps.image_count is not None:
-            count = maps.image_count.reshape(-1)
+            count = maps.image_count if maps.image_count.dim() == 1 else maps.image_count.reshape(-1)
             checks.shape("maps.image_count", count, (logits.shape[0],), "[B]")
             checks.same_device("maps.image_count", count, "logits", logits)
     else:

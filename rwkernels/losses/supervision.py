@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rwkernels import checks
-from rwkernels.losses.modules import CombinedLoss, with_maps
+from rwkernels.losses.modules import CombinedLoss, RegionWiseLoss, with_maps
 from rwkernels.maps.compact import RectifiedMap
 
 
@@ -30,10 +30,20 @@ def resample_labels(labels: Tensor, shape: Sequence[int]) -> Tensor:
     first = labels.dim() - len(shape)
     for axis, size in enumerate(shape, start=first):
         length = labels.shape[axis]
-        if length != size:
+        if length == size:
+            continue
+        if size > 0 and length % size == 0:  # every n-th pixel: a view, and one copy for all such axes
+            step = length // size
+            labels = labels[(slice(None),) * axis + (slice(step // 2, None, step),)]
+        else:
             twice_centre = 2 * torch.arange(size, device=labels.device) + 1
             labels = labels.index_select(axis, (twice_centre * length).div(2 * size, rounding_mode="floor"))
-    return labels
+    return labels.contiguous()
+
+
+def _is_hooked(module: nn.Module) -> bool:
+    """Whether somebody wants to see every call of a module."""
+    return bool(module._forward_pre_hooks or module._forward_hooks or module._backward_hooks)
 
 
 class DeepSupervisionLoss(nn.Module):
@@ -97,21 +107,38 @@ class DeepSupervisionLoss(nn.Module):
             raise ValueError(f"labels: expected one entry for each of {len(logits)} levels, got {len(labels)}")
         if maps is not None and len(maps) != len(logits):
             raise ValueError(f"maps: expected one entry for each of {len(logits)} levels, got {len(maps)}")
-        total: Tensor | None = None
-        for level, (weight, found) in enumerate(zip(weights, logits, strict=True)):
-            if weight == 0:
-                continue
-            if several:
-                own, finest = labels[level], labels[0]
-            else:
-                own, finest = self._resampled(labels, found), labels
-            if maps is None:
-                term = weight * self._of_level(found, own, finest)
-            else:
-                term = weight * self._with_maps(found, own, maps[level])
-            total = term if total is None else total + term
-        assert total is not None
+        used = [level for level, weight in enumerate(weights) if weight != 0]
+        weights, logits = [weights[level] for level in used], [logits[level] for level in used]
+        finest = labels[0] if several else labels
+        labels = [
+            labels[level] if several else self._resampled(labels, found)
+            for level, found in zip(used, logits, strict=True)
+        ]
+        if maps is None:
+            terms = self._of_labels(logits, labels, finest, weights)
+            if isinstance(terms, Tensor):
+                return terms
+        else:
+            given = zip(logits, labels, (maps[level] for level in used), strict=True)
+            terms = [self._with_maps(*each) for each in given]
+        total = weights[0] * terms[0]
+        for weight, term in zip(weights[1:], terms[1:], strict=True):
+            total = total + weight * term
         return total
+
+    def _of_labels(
+        self, logits: Sequence[Tensor], labels: Sequence[Any], finest: Any, weights: Sequence[float]
+    ) -> Tensor | list[Tensor]:
+        """The weighted sum of the levels' losses where one plan gives it, or the losses."""
+        spacings = [self._spacing(found, own, finest) for found, own in zip(logits, labels, strict=True)]
+        if type(self.loss) is RegionWiseLoss and not _is_hooked(self.loss):
+            joined = self.loss.loss_of_levels(logits, labels, spacings, weights)
+            if joined is not None:
+                return joined
+        return [
+            self.loss(found, own, **({} if spacing is None else {"spacing": spacing}))
+            for found, own, spacing in zip(logits, labels, spacings, strict=True)
+        ]
 
     def _weights(self, levels: int) -> list[float]:
         if self.weights is None and levels > 0:
@@ -131,14 +158,16 @@ class DeepSupervisionLoss(nn.Module):
         same: bool = labels.shape[labels.dim() - len(shape) :] == shape
         return given if same else resample_labels(labels, shape)
 
-    def _of_level(self, logits: Tensor, labels: Any, finest: Any) -> Tensor:
+    def _spacing(self, logits: Tensor, labels: Any, finest: Any) -> list[float] | None:
+        """That of a level which is coarser than the finest one; None if it is not, or if the loss has no use for it."""
         region_wise = self.loss.rw_loss if isinstance(self.loss, CombinedLoss) else self.loss
         shape = logits.shape[2:]
         fine_shape = finest.shape[len(finest.shape) - len(shape) :]
         if isinstance(labels, RectifiedMap) or not hasattr(region_wise, "level_spacing") or fine_shape == shape:
-            return self.loss(logits, labels)
+            return None
         ratios = [fine / own for fine, own in zip(fine_shape, shape, strict=True)]
-        return self.loss(logits, labels, spacing=region_wise.level_spacing(finest, ratios))
+        spacing: list[float] = region_wise.level_spacing(finest, ratios)
+        return spacing
 
     def _with_maps(self, logits: Tensor, labels: Tensor, maps: Any) -> Tensor:
         if isinstance(self.loss, CombinedLoss):

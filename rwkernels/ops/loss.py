@@ -11,7 +11,7 @@ from torch._subclasses.functional_tensor import FunctionalTensorMode
 
 from rwkernels import checks
 from rwkernels.backends import choose
-from rwkernels.backends.problem import BadInputError, LossProblem
+from rwkernels.backends.problem import BadInputError, LossProblem, scales_gradient_at_once
 from rwkernels.ops.labels import can_check, define, fold, unfold
 
 TENSORS = 6  # the first fields of `LossProblem`
@@ -20,11 +20,6 @@ _ARGUMENTS = (
     "float background_value, SymInt? ignore_index, bool include_background, str reduction, bool validate, "
     "str? backend, int groups"
 )
-
-
-def scales_gradient_at_once(dtype: torch.dtype) -> bool:
-    """Whether 1/(N*K) goes into the gradient in the one pass: float16 would flush half of it to 0."""
-    return dtype != torch.float16
 
 
 def divides_later(problem: LossProblem) -> bool:

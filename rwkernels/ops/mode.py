@@ -4,11 +4,23 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 
 def transforms_active() -> bool:
     """Whether a transform of `torch.func` is running."""
     return bool(torch._C._functorch.peek_interpreter_stack() is not None)
+
+
+def is_watched() -> bool:
+    """Whether somebody looks at, or changes the meaning of, the operators that run."""
+    return bool(
+        torch.compiler.is_compiling()
+        or transforms_active()
+        or torch._C._len_torch_dispatch_stack()
+        or forward_ad._current_level >= 0
+        or torch._C._get_tracing_state() is not None
+    )
 
 
 def graph_is_kept() -> bool:

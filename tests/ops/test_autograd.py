@@ -1,5 +1,7 @@
 """What autograd may ask of the loss: derivatives of every order and mode, and what the one pass must not break."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from loss_cases import (
@@ -13,6 +15,7 @@ from loss_cases import (
     make_case,
     name,
     on_cpu_backends,
+    operators_alone,
     random_logits,
     tolerances,
 )
@@ -31,10 +34,11 @@ def _leaf(case):
     return case.logits.clone().requires_grad_()
 
 
-@pytest.fixture
-def calls(monkeypatch):
+@pytest.fixture(params=["plans", "operators"])
+def calls(request, monkeypatch):
     """The calls of the backend that runs on the CPU by default."""
-    return Calls(monkeypatch, choose(torch.device("cpu"), "loss"))
+    with operators_alone() if request.param == "operators" else nullcontext():
+        yield Calls(monkeypatch, choose(torch.device("cpu"), "loss"))
 
 
 # --- derivatives of every order and mode --------------------------------------------------------------------------

@@ -25,6 +25,7 @@ from rwkernels.backends.native.maps import (
     pass_axis,
     rectify,
 )
+from rwkernels.backends.native.plans import plan_loss, plan_step
 
 __all__ = [
     "ISA_VARIABLE",
@@ -47,6 +48,8 @@ __all__ = [
     "loss",
     "pack_labels",
     "pass_axis",
+    "plan_loss",
+    "plan_step",
     "rectify",
     "reverse_axes",
     "scale_gradient",

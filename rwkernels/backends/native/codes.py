@@ -53,7 +53,7 @@ def decode_values(values: Tensor, codes: NDArray[Any]) -> None:
 
 def pack_labels(labels: Tensor, num_classes: int, ignore_index: int | None, bits: int) -> Tensor | None:
     """See `Backend`."""
-    packed = torch.empty(-(-labels.numel() * bits // 8), dtype=torch.uint8)
+    packed = labels.new_empty(-(-labels.numel() * bits // 8), dtype=torch.uint8)
     good: bool = core().pack_labels(flat(labels, num_classes, ignore_index), bits=bits, packed=packed.data_ptr())
     return packed if good else None
 

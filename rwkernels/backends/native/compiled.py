@@ -74,11 +74,10 @@ def flat(
     return described(problem, shape=(1, labels.numel()) if shape is None else shape)
 
 
-def checked(call: Callable[..., None], problem: Any, **arguments: Any) -> None:
+def checked(call: Callable[..., Any], *given: Any, **arguments: Any) -> Any:
     """Calls a function of the core. Raises `BadInputError` for a value that it finds to be bad."""
     try:
-        call(problem, **arguments)
-        return
+        return call(*given, **arguments)
     except core().BadValue as bad:
         found = BadInputError(bad.argument, bad.index)
     raise found  # out here, so that it carries no exception of the core, which no other process could read
@@ -101,6 +100,10 @@ def written(tensor: Tensor | None) -> int:
 
 def advise_huge_pages(tensor: Tensor) -> None:
     """Asks for huge pages under a tensor whose memory is fresh, where they pay."""
-    size = tensor.numel() * tensor.element_size()
-    if size in _HUGE_PAGES and can_run(tensor.device) is None:
-        core().advise_huge_pages(address=tensor.data_ptr(), bytes=size)
+    if gets_huge_pages(tensor) and can_run(tensor.device) is None:
+        core().advise_huge_pages(address=tensor.data_ptr(), bytes=tensor.numel() * tensor.element_size())
+
+
+def gets_huge_pages(tensor: Tensor) -> bool:
+    """Whether fresh memory of this size is better backed by huge pages."""
+    return tensor.numel() * tensor.element_size() in _HUGE_PAGES

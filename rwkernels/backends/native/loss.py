@@ -19,8 +19,10 @@ from rwkernels.backends.problem import (
 from rwkernels.backends.threads import threads
 
 
-def _described(problem: LossProblem, validate: bool) -> tuple[Any, list[Tensor | None]]:
-    """The core's `LossProblem`, which holds addresses alone, and tensors that have to live as long."""
+def described_loss(problem: LossProblem, validate: bool) -> tuple[Any, list[Tensor | None]]:
+    """The core's `LossProblem`, which holds addresses alone, and the tensors that have to live as long: labels, map,
+    background and class scale.
+    """
     logits, maps = problem.logits, problem.maps
     labels = None if problem.labels is None else problem.labels.contiguous()
     if problem.compact:
@@ -69,7 +71,7 @@ def loss(
         pixel_loss = logits.new_empty((logits.shape[0], *logits.shape[2:]), dtype=problem.loss_dtype)
     elif with_loss:
         image_sums = logits.new_empty(len(logits), dtype=torch.float64)
-    described, _alive = _described(problem, validate)
+    described, _alive = described_loss(problem, validate)
     checked(
         core().region_wise,
         described,
@@ -99,5 +101,5 @@ def scale_gradient(problem: LossProblem, grad: Tensor, upstream: Tensor, *, divi
 
 def fill_negatives(out: Tensor, problem: LossProblem, *, probabilities: bool, wrong: bool, validate: bool) -> None:
     """See `Backend`."""
-    described, _alive = _described(problem, validate)
+    described, _alive = described_loss(problem, validate)
     checked(core().negatives, described, probabilities=probabilities, wrong=wrong, out=written(out))

@@ -126,8 +126,8 @@ class RegionWiseLoss(_Loss):
     def level_spacing(self, labels: Tensor, ratios: Sequence[float]) -> Tensor:
         """The spacing `[B, axes]` of every image on a grid coarser than that of `labels` by one ratio per axis."""
         rows = spacings.of_images(self.spacing, labels, len(labels), len(ratios))
-        steps = torch.tensor([checks.spacing(row, len(ratios)) for row in rows], dtype=torch.float64)
-        return steps.reshape(len(rows), len(ratios)) * torch.tensor(ratios, dtype=torch.float64)
+        steps = torch.tensor([checks.spacing(row, len(ratios)) for row in rows], dtype=torch.float64, device="cpu")
+        return steps.reshape(len(rows), len(ratios)) * torch.tensor(ratios, dtype=torch.float64, device="cpu")
 
     def _labels(self, target: Any, values: Tensor) -> Tensor:
         """Labels [B, *S] of a target that follows `to_onehot_y`."""

@@ -352,7 +352,7 @@ def _values(request: Request, payload: memoryview | Bytes, url: str) -> Tensor:
     given = np.frombuffer(payload, np.dtype(request.answer).newbyteorder("<"))
     if request.answer == "float32" and isinstance(payload, np.ndarray):
         return torch.from_numpy(given).view(request.answer_shape)
-    values = torch.empty(request.answer_shape, dtype=torch.float32)
+    values = torch.empty(request.answer_shape, dtype=torch.float32, device="cpu")
     if request.answer in ("uint8", "uint16"):
         quantised.decode_array(given, values)
         return values
