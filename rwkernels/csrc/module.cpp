@@ -5,6 +5,7 @@
 #include "bad_value.hpp"
 #include "bind.hpp"
 #include "isa.hpp"
+#include "openmp.hpp"
 
 namespace nb = nanobind;
 
@@ -38,6 +39,8 @@ NB_MODULE(_native, m) {
   m.doc() = "The C++ core. Takes addresses and checked sizes; backends/native is its only caller.";
   // A loss that a script still holds when Python ends holds its plan, in a graph that nobody takes apart any more.
   nb::set_leak_warnings(false);
+  m.def("shares_threads", [] { return rwk::torch_openmp() != nullptr; },
+        "Whether work in several threads is handed to those that torch computes with.");
   m.def("isas", [] {
     std::vector<std::string> names;
     for (rwk::Isa isa : rwk::runnable_isas()) names.emplace_back(rwk::name(isa));
