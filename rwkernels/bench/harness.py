@@ -12,7 +12,7 @@ import math
 import statistics
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -70,6 +70,22 @@ def make(makers: Mapping[str, Maker], names: Iterable[str]) -> list[Contender]:
         except Missing as reason:
             made.append(absent(name, str(reason)))
     return made
+
+
+def in_a_loop(maker: Maker) -> Maker:
+    """The same contender right after a parallel operator of torch, whose threads stay awake for some milliseconds."""
+    values = torch.randn(400_000)
+
+    def make(name: str) -> Contender:
+        contender = maker(name)
+
+        def prepare() -> None:
+            contender.prepare()
+            values.exp()
+
+        return replace(contender, prepare=prepare)
+
+    return make
 
 
 def quartiles(values: Sequence[float]) -> tuple[float, float, float]:

@@ -236,6 +236,14 @@ def small_tasks() -> tuple[Task, ...]:
 
 
 @cache
+def loop_tasks(scale: str) -> tuple[Task, ...]:
+    """What stands in the middle of a training loop."""
+    volume = _sized(scale, (2, 128, 128, 128), (1, 64, 64, 64), (2, 12, 12, 12))
+    batch = _sized(scale, (16, 256, 256), (4, 256, 256), (2, 48, 48))
+    return (Task("", "hearts", batch, 4), Task("", "hearts", (2, 192, 144), 4), Task("", "blobs", volume, 4))
+
+
+@cache
 def adversarial_tasks(scale: str) -> tuple[Task, ...]:
     """Label images that punish a shortcut, and large flat ones."""
     cube = _sized(scale, (1, 256, 256, 256), (), ())

@@ -33,5 +33,8 @@ MONAI_BOUNDARY = "MONAI BoundaryLoss map"
 
 EAGER, COMPILED, CROSS_ENTROPY, DICE = "eager PyTorch", "torch.compile", "F.cross_entropy", "MONAI DiceLoss"
 
+# Each of these right after an operator of torch that took all threads, as in a training loop.
+IN_A_LOOP = {name: f"{name}, in a loop" for name in (COMPACT, COMPACT_REUSED, CROSS_ENTROPY)}
+
 # From labels to the gradient of the logits.
 PAPER, PAPER_EDT, MONAI_LOSS = "SciPy per class + eager", "edt per class + eager", "MONAI BoundaryLoss"

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from rwkernels.bench import losses, maps, names, peers, steps
-from rwkernels.bench.harness import COPY, Contender, Maker, make
+from rwkernels.bench.harness import COPY, Contender, Maker, in_a_loop, make
 from rwkernels.bench.inputs import (
     CHANNELS_LAST,
     CONTIGUOUS,
@@ -18,6 +18,7 @@ from rwkernels.bench.inputs import (
     adversarial_tasks,
     batch_tasks,
     class_tasks,
+    loop_tasks,
     loss_grid,
     loss_tasks,
     map_tasks,
@@ -247,6 +248,26 @@ def _small_cases(_: str, device: str) -> Iterable[Case]:
         )  # fmt: skip
 
 
+def _loop_cases(scale: str, device: str) -> Iterable[Case]:
+    """Alone, and right after a parallel operator of torch: threads of our own would wait behind those of torch."""
+    if device != "cpu":
+        return
+    for task in loop_tasks(scale):
+        for family, own, others in (("loss", names.COMPACT, (names.CROSS_ENTROPY,)), ("map", names.COMPACT_REUSED, ())):
+            of_task = losses.loss_makers if family == "loss" else maps.rectified_makers
+            racing = [name for alone in (own, *others) for name in (alone, names.IN_A_LOOP[alone])]
+            moved = losses.loss_bytes(task, "float32")[1] if family == "loss" else 5 * task.pixels
+            yield Case(
+                f"{family} in a loop", task, tuple(racing), own, moved, partial(_in_loops, of_task, task, device),
+                (Goal(names.IN_A_LOOP[own], own, 1.1, "within"),), 2 + 1e-7 * task.pixels * task.num_classes, memory="",
+            )  # fmt: skip
+
+
+def _in_loops(of_task: Callable[[Task, str], dict[str, Maker]], task: Task, device: str) -> dict[str, Maker]:
+    makers = of_task(task, device)
+    return makers | {loop: in_a_loop(makers[name]) for name, loop in names.IN_A_LOOP.items() if name in makers}
+
+
 def _loader_cases(scale: str, device: str) -> Iterable[Case]:
     """Maps made in the worker processes of a data loader; they are the same whatever the network runs on."""
     if device != "cpu":
@@ -334,7 +355,7 @@ def _scaling_cases(scale: str, device: str) -> Iterable[Case]:
 
 _FAMILIES = (
     _distance_cases, _hard_cases, _rectified_cases, _boundary_cases, _loss_cases, _kernel_cases, _step_cases,
-    _small_cases, _loader_cases, _scaling_cases,
+    _small_cases, _loop_cases, _loader_cases, _scaling_cases,
 )  # fmt: skip
 
 
