@@ -20,7 +20,7 @@ pytestmark = [
 ]
 
 COMMON = """
-import hashlib, os, sys, threading, time
+import hashlib, os, signal, sys, threading, time
 import torch
 import rwkernels as rw
 from rwkernels.backends.native import core
@@ -63,6 +63,7 @@ def in_child():
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
+        signal.alarm(60)  # one that hangs ends with its test
         os.write(write, f"{bits()} {core().shares_threads()}".encode())
         os._exit(0)
     os.close(write)
