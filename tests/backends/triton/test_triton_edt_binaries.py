@@ -86,6 +86,32 @@ def test_no_kernel_of_the_rectified_map_spills(target, spacing, shape):
         print(target[1], launch.name, launch.arguments.get("GIVES", ""), used.registers, launch.shared)
 
 
+@pytest.mark.parametrize(
+    "target",
+    [pytest.param(target, marks=() if target[1] == 90 else pytest.mark.thorough) for target in TARGETS],
+    ids=lambda target: str(target[1]),
+)
+def test_no_kernel_of_several_levels_spills(target):
+    """What picks a level takes few registers: more than one level alone in places, never too many."""
+    rocm = pytest.MonkeyPatch.context()
+    with rocm as patch:
+        if target[0] == "hip":
+            patch.setattr(torch.version, "hip", "7.0")
+        logits = [torch.zeros(2, 4, 16 >> n, 256 >> n, requires_grad=True) for n in range(3)]
+        loss = rw.RegionWiseLoss(ignore_index=255, validate=False, backend="triton")
+        supervised = rw.DeepSupervisionLoss(loss, [0.5, 0.25, 0.125])
+        labels = torch.zeros(2, 16, 256, dtype=torch.uint8)
+        launches = _launches(target, labels, lambda labels, _: supervised(logits, labels).backward())
+    ceiling = {"row_pass": 128, "column_pass": 152, "rectify": 72, "region_wise": 64, "scale_gradient": 64}
+    ceiling["finish_loss"] = 96
+    assert {launch.name for launch in launches} == {f"{name}_levels" for name in ceiling}
+    for launch in launches:
+        used = launch.resources
+        assert used.spills == 0, launch.name
+        if target[0] == "cuda":
+            assert used.registers <= ceiling[launch.name.removesuffix("_levels")], (launch.name, used)
+
+
 @pytest.mark.parametrize("target", TARGETS[1:2] + TARGETS[4:], ids=lambda target: str(target[1]))
 def test_no_kernel_of_a_boundary_map_of_long_lines_spills(target):
     labels = torch.zeros((1, 1024, 40), dtype=torch.int64)
