@@ -77,3 +77,7 @@ def test_the_interpreted_kernels_pass_the_tests_of(files, ours, at_least):
 
 def test_the_interpreted_kernels_pass_what_is_left_to_them_of_distances_and_maps():
     _run(["distance", "maps", "boundary_map"], f"triton and ({' or '.join([*MAPS, SCIPY])})", 33)
+
+
+def test_the_interpreted_kernels_pass_tests_of_plans_by_ordinary_launches():
+    _run(["triton_plans"], "laid_out_in_different_ways or built_before or asked_for_twice", 3)
