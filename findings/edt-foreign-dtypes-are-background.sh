@@ -8,7 +8,7 @@ set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 python3 -m venv "$work/venv"
-"$work/venv/bin/pip" install --quiet edt==3.1.2 connected-components-3d==4.1.1 fill-voids==2.1.2 numpy==2.2.6
+"$work/venv/bin/pip" install --quiet --no-compile edt==3.1.2 connected-components-3d==4.1.1 fill-voids==2.1.2 numpy==2.2.6
 "$work/venv/bin/python" - <<'EOF'
 import sys
 

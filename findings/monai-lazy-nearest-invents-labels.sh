@@ -12,7 +12,7 @@ set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 python3 -m venv "$work/venv"
-"$work/venv/bin/pip" install --quiet monai==1.6.1 torch==2.13.0 numpy==2.2.6
+"$work/venv/bin/pip" install --quiet --no-compile monai==1.6.1 torch==2.13.0 numpy==2.2.6
 "$work/venv/bin/python" -W ignore - <<'EOF'
 import sys
 

@@ -11,7 +11,7 @@ set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 python3 -m venv "$work/venv"
-"$work/venv/bin/pip" install --quiet vtk==9.7.2 numpy==2.2.6
+"$work/venv/bin/pip" install --quiet --no-compile vtk==9.7.2 numpy==2.2.6
 "$work/venv/bin/python" - <<'EOF'
 import sys
 
