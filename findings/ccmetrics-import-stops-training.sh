@@ -2,8 +2,8 @@
 # CCMetrics 0.0.3: importing it turns autograd off for the whole process.
 #
 # Expected: an import of a package of metrics leaves the process as it was; metrics run under `torch.no_grad()`.
-# Seen:     `torch.set_grad_enabled(False)` stands at the top of its modules. A training step after the import has a loss
-#           without a graph: backward() raises far away from the import, and a validation that runs first hides why.
+# Seen:     `torch.set_grad_enabled(False)` stands at the top of its modules. A training step after the import has a
+#           loss without a graph: backward() raises far away from the import.
 set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
@@ -19,7 +19,9 @@ before = layer(torch.ones(1, 3)).sum().requires_grad
 import CCMetrics  # noqa: E402, F401
 
 after = layer(torch.ones(1, 3)).sum()
-print(f"the loss of one linear layer has a graph: before the import {before}, after it {after.requires_grad} (expected True)")
+print(
+    f"a linear layer has a graph: before the import {before}, after it {after.requires_grad} (expected True)"
+)
 try:
     after.backward()
     error = None

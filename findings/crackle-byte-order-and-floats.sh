@@ -3,9 +3,9 @@
 # came in big-endian order or as floats.
 #
 # Expected: the labels that went in, or a TypeError as for signed integers.
-# Seen:     the bytes are taken for unsigned native integers of the same width: 1 and 2 of ">u2" come back as 256 and 512,
-#           1.0 and 2.0 of float32 as 1065353216 and 1073741824, with the type uint32. The file itself holds the wrong
-#           numbers; its checksum is right. Signed integers, which would fit, are the type that is refused.
+# Seen:     the bytes are taken for unsigned native integers of the same width: 1 and 2 of ">u2" come back as 256 and
+#           512, 1.0 and 2.0 of float32 as 1065353216 and 1073741824, with the type uint32. The file itself holds the
+#           wrong numbers. Signed integers, which would fit, are the type that is refused.
 set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

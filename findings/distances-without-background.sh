@@ -1,22 +1,23 @@
 #!/usr/bin/env bash
 # A mask without any background: what the distance transforms of seven libraries answer (edt 3.1.2, mahotas 1.4.19,
-# DIPlib 3.6.1, VTK 9.7.2, kornia 0.9.0, SimpleITK 2.5.7, torchmetrics 1.9.0). There is no nearest pixel, so the answer is a
-# convention.
+# DIPlib 3.6.1, VTK 9.7.2, kornia 0.9.0, SimpleITK 2.5.7, torchmetrics 1.9.0). There is no nearest pixel, so the
+# answer is a convention.
 #
-# Expected: infinity, an error, or at least a value that nobody takes for a distance within a picture of 4 x 6 pixels; one
-#           answer per library.
-# Seen:     edt gives inf; SimpleITK's Maurer map -1.8e19; VTK the largest 32-bit integer. The others look like distances
-#           and grow with the picture: mahotas 8.54; DIPlib 7.21 by method "true" and 54 to 56 by its default "separable",
-#           which agree on every mask with background; SimpleITK's signed Danielsson map -12.2 to -17.0. kornia measures
-#           the distance to the object, and without one answers 0, which means "object everywhere". torchmetrics has two
-#           engines for the same function: one raises an IndexError, the other measures from outside of the corner.
-#           A rectified map, a loss or a maximum computed from these is finite and wrong.
+# Expected: infinity, an error, or at least a value that nobody takes for a distance within a picture of 4 x 6 pixels;
+#           one answer per library.
+# Seen:     edt gives inf; SimpleITK's Maurer map -1.8e19; VTK the largest 32-bit integer. The others look like
+#           distances and grow with the picture: mahotas 8.54; DIPlib 7.21 by method "true" and 54 to 56 by its
+#           default "separable", which agree on a mask with background; SimpleITK's signed Danielsson map -12.2 to
+#           -17.0. kornia measures the distance to the object, and without one answers 0, which means "object
+#           everywhere". torchmetrics has two engines for the same function: one raises an IndexError, the other
+#           measures from outside of the corner. A rectified map, a loss or a maximum computed from these is finite
+#           and wrong.
 set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 python3 -m venv "$work/venv"
-"$work/venv/bin/pip" install --quiet --no-compile numpy==2.2.6 edt==3.1.2 mahotas==1.4.19 diplib==3.6.1 simpleitk==2.5.7 \
-    vtk==9.7.2 torch==2.13.0 kornia==0.9.0 torchmetrics==1.9.0 scipy==1.15.3
+"$work/venv/bin/pip" install --quiet --no-compile numpy==2.2.6 edt==3.1.2 mahotas==1.4.19 diplib==3.6.1 \
+    simpleitk==2.5.7 vtk==9.7.2 torch==2.13.0 kornia==0.9.0 torchmetrics==1.9.0 scipy==1.15.3
 "$work/venv/bin/python" -W ignore - <<'EOF'
 import sys
 
@@ -92,7 +93,10 @@ same = (
     and small["SimpleITK Maurer"][1] < -1e19
     and small["kornia"] == (0, 0)
     and np.isnan(small["torchmetrics pytorch"][0])
-    and all(0 < max(map(abs, small[name])) < 100 and max(map(abs, large[name])) > 2 * max(map(abs, small[name])) for name in plausible)
+    and all(
+        0 < max(map(abs, small[name])) < 100 and max(map(abs, large[name])) > 2 * max(map(abs, small[name]))
+        for name in plausible
+    )
 )
 sys.exit(0 if same else "the behaviour has changed")
 EOF

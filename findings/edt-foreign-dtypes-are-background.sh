@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
 # edt 3.1.2: labels in big-endian order or in half precision are all taken for background, without a word.
 #
-# Expected: the distances of the same labels in native order, or a TypeError as cc3d and fill_voids of the same authors
-#           raise. Big-endian arrays are what FITS, MRC, old NIfTI and IDL files give when they are mapped into memory.
+# Expected: the distances of the same labels in native order, or a TypeError as cc3d and fill_voids of the same
+#           authors raise. Big-endian arrays are what FITS files and NIfTI files of big-endian machines give.
 # Seen:     0 at every pixel. The type is compared with NumPy's native ones, and what matches none is not refused.
 set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 python3 -m venv "$work/venv"
-"$work/venv/bin/pip" install --quiet --no-compile edt==3.1.2 connected-components-3d==4.1.1 fill-voids==2.1.2 numpy==2.2.6
+"$work/venv/bin/pip" install --quiet --no-compile edt==3.1.2 connected-components-3d==4.1.1 \
+    fill-voids==2.1.2 numpy==2.2.6
 "$work/venv/bin/python" - <<'EOF'
 import sys
 

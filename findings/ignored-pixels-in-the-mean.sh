@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# segmentation-models-pytorch 0.6.0 and kornia 0.9.0: pixels of ignore_index leave the sum of a loss, but not the number
-# it is divided by.
+# segmentation-models-pytorch 0.6.0 and kornia 0.9.0: pixels of ignore_index leave the sum of a loss, but not the
+# number it is divided by.
 #
-# Expected: as torch.nn.functional.cross_entropy does, "mean" divides by the pixels that count: a batch whose upper half is
-#           ignored has the loss of the lower half alone. smp calls its SoftCrossEntropyLoss a drop-in replacement.
-# Seen:     half of it, in SoftCrossEntropyLoss, SoftBCEWithLogitsLoss and kornia's focal_loss(reduction="mean"): the weight
-#           of a pixel depends on how much of the batch is labelled, and sparse annotation scales the learning rate down.
-#           smp's own FocalLoss and kornia's dice_loss and tversky_loss do what is expected.
+# Expected: as torch.nn.functional.cross_entropy does, "mean" divides by the pixels that count: a batch whose upper
+#           half is ignored has the loss of the lower half alone. smp calls its SoftCrossEntropyLoss a drop-in
+#           replacement.
+# Seen:     half of it, in SoftCrossEntropyLoss, SoftBCEWithLogitsLoss and kornia's focal_loss(reduction="mean"): the
+#           weight of a pixel depends on how much of the batch is labelled, and sparse annotation scales the learning
+#           rate down. smp's own FocalLoss and kornia's dice_loss and tversky_loss do what is expected.
 set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

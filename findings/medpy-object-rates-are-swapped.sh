@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# MedPy 0.5.2: obj_tpr and obj_fpr have their arguments the wrong way round, so they contradict the examples in their own
-# documentation.
+# MedPy 0.5.2: obj_tpr and obj_fpr have their arguments the wrong way round, so they contradict the examples in their
+# own documentation.
 #
-# Expected: obj_tpr(result, reference) is the share of the reference's objects that were found, obj_fpr the share of the
-#           result's objects that have no counterpart; the examples in the docstrings say so with numbers.
-# Seen:     one lesion of two found: a true positive rate of 1 and a false positive rate of 0.5. A result that finds both
-#           and invents a third: 0.667 and 0. A detector that misses lesions looks sensitive, one that invents them precise.
-#           Dice, precision and recall of the same module are right.
+# Expected: obj_tpr(result, reference) is the share of the reference's objects that were found, obj_fpr the share of
+#           the result's objects that have no counterpart; the examples in the docstrings say so with numbers.
+# Seen:     one lesion of two found: a true positive rate of 1 and a false positive rate of 0.5. A result that finds
+#           both and invents a third: 0.667 and 0. A detector that misses lesions looks sensitive, one that invents
+#           them precise. Dice, precision and recall of the same module are right.
 set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
@@ -27,7 +27,9 @@ for name, result, expected, wrong in [
 ]:
     seen = (obj_tpr(np.array(result), reference), obj_fpr(np.array(result), reference))
     pixels = recall(np.array(result), reference)
-    print(f"  {name}: obj_tpr {seen[0]:.3f} (expected {expected[0]:.3f}), obj_fpr {seen[1]:.3f} (expected {expected[1]:.3f})")
+    print(
+        f"  {name}: obj_tpr {seen[0]:.3f} (not {expected[0]:.3f}), obj_fpr {seen[1]:.3f} (not {expected[1]:.3f})"
+    )
     print(f"    recall of pixels: {pixels:.3f}")
     same &= np.allclose(seen, wrong) and np.isclose(pixels, expected[0])
 sys.exit(0 if same else "the behaviour has changed")

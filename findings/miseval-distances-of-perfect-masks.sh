@@ -5,9 +5,8 @@
 # Expected: HD of a mask and its copy moved down by 6 rows: 6. BD of two equal masks: 0. CE: lowest for the truth.
 # Seen:     HD hands the picture to a function for point sets, so each row of the picture is a point and each column a
 #           coordinate: the same rows in another place are the same set, and the distance is 0 (moved sideways it is
-#           the root of the number of columns that differ). BD takes the mean of all pairs of boundary points and is 4.4 for
-#           two equal squares of 6 x 6. CE is the same number for
-#           every one of these masks, the truth included. AHD is right.
+#           the root of the width). BD takes the mean of all pairs of boundary points and is 4.4 for two equal squares
+#           of 6 x 6. CE is the same number for every one of these masks, the truth included. AHD is right.
 set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

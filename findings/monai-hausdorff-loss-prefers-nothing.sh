@@ -2,8 +2,8 @@
 # MONAI 1.6.1: HausdorffDTLoss is lower for a prediction that misses the object altogether than for the true shape a
 # few pixels off.
 #
-# Expected: the loss of a missing object is the worst, or undefined; certainly above that of the object moved by 3 of its
-#           8 pixels. (The Hausdorff distance it stands for is infinite there.)
+# Expected: the loss of a missing object is the worst, or undefined; certainly above that of the object moved by 3 of
+#           its 8 pixels. (The Hausdorff distance it stands for is infinite there.)
 # Seen:     the distances of a mask without any foreground are set to 0 and so leave the sum, and only those of the
 #           target remain: predicting nothing costs what a shift of less than 3 pixels costs. Gradient descent has a
 #           reason to delete small objects that it cannot place. Predicting everything costs hundreds of times more.

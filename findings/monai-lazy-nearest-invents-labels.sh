@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# MONAI 1.6.1: transforms with mode="nearest" interpolate linearly once they run lazily, so a label map gets values that
-# are no label.
+# MONAI 1.6.1: transforms with mode="nearest" interpolate linearly once they run lazily, so a label map gets values
+# that are no label.
 #
 # Expected: lazy resampling does what the eager transform does, with the mode that was asked for: labels 0 and 4 only.
-# Seen:     in Compose(..., lazy=True) Resize, Zoom, Spacing, Rotate and Affine give 0.11, 0.56 ... 3.33 beside 0 and 4:
-#           the pending operation does not carry the mode to where it is run. Cast to integers these are classes that the
-#           image has not, and distance maps see their borders. Two things hide it: steps of whole pixels (Spacing by 2)
-#           are exact in any mode, and a mode given through Compose(overrides=...) is obeyed.
+# Seen:     in Compose(..., lazy=True) Resize, Zoom, Spacing, Rotate and Affine give 0.11, 0.56 ... 3.33 beside 0 and
+#           4: the pending operation does not carry the mode to where it is run. Cast to integers these are classes
+#           that the image has not, and distance maps see their borders. Two things hide it: steps of whole pixels
+#           (Spacing by 2) are exact in any mode, and a mode given through Compose(overrides=...) is obeyed.
 #           (Project-MONAI/MONAI #6850 has been open since 2023.)
 set -euo pipefail
 work=$(mktemp -d)

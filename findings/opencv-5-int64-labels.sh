@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
-# OpenCV 5.0.0: every call from Python turns int64 and uint64 arrays into int32, ids wrap, and AlbumentationsX hands that on.
+# OpenCV 5.0.0: every call from Python turns int64 and uint64 arrays into int32, ids wrap, and AlbumentationsX hands
+# that on.
 #
-# Expected: OpenCV 5 is the release that brought 64-bit integer matrices, so a flip or a border of an int64 label map keeps
-#           type and ids; or a TypeError, as for other types that a function does not take.
-# Seen:     the result is int32 and holds the low 32 bits: 2^32 + 5 becomes 5, another class, 2^31 becomes negative. The
-#           unsigned 32-bit type, new in 5 as well, is kept. In AlbumentationsX 2.5.1 whether an int64 mask (the type that
-#           torch wants) survives depends on the transform: HorizontalFlip keeps it, PadIfNeeded, Resize and Rotate do not.
+# Expected: OpenCV 5 is the release that brought 64-bit integer matrices, so a flip or a border of an int64 label map
+#           keeps type and ids; or a TypeError, as for other types that a function does not take.
+# Seen:     the result is int32 and holds the low 32 bits: 2^32 + 5 becomes 5, another class, 2^31 becomes negative.
+#           The unsigned 32-bit type, new in 5 as well, is kept. In AlbumentationsX 2.5.1 whether an int64 mask (the
+#           type that torch wants) survives depends on the transform: HorizontalFlip keeps it, PadIfNeeded, Resize and
+#           Rotate do not.
 set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

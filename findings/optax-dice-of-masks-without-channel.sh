@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # optax 0.2.8: dice_loss takes the columns of a binary mask for classes.
 #
-# Expected: the documentation allows binary logits and targets of shape [...] as well as [..., 1], and says that the loss
-#           works for both; a batch [B, H, W] then has the loss of the same batch as [B, H, W, 1].
-# Seen:     without the channel the last axis, W, is read as classes: a softmax runs along each row of pixels and one Dice
-#           per column is averaged. A perfect prediction has a loss of about 0.5 and no error is raised. binary_dice_loss
-#           gives the right value for both shapes.
+# Expected: the documentation allows binary logits and targets of shape [...] as well as [..., 1], and says that the
+#           loss works for both; a batch [B, H, W] then has the loss of the same batch as [B, H, W, 1].
+# Seen:     without the channel the last axis, W, is read as classes: a softmax runs along each row of pixels and one
+#           Dice per column is averaged. A perfect prediction has a loss of about 0.5 and no error is raised.
+#           binary_dice_loss gives the right value for both shapes.
 set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

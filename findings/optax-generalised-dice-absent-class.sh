@@ -2,11 +2,12 @@
 # optax 0.2.8: one class that does not occur in the targets all but switches multiclass_generalized_dice_loss off.
 #
 # Expected: the loss of a prediction that misses every object is large; a class that neither the targets nor the
-#           prediction hold changes it little. (MONAI gives an absent class the largest weight of the classes present.)
-# Seen:     the weight of an absent class is 1 / 1e-7, and all weights are then scaled to sum to the number of classes:
-#           those of the classes present come out below 1e-7. The loss of a prediction without any object is 5e-11, as
-#           if it were perfect, and the gradients of the classes present are 100 times smaller than without the absent
-#           class. Batches of patches lack some class most of the time.
+#           prediction hold changes it little. (MONAI gives an absent class the largest weight of the classes
+#           present.)
+# Seen:     the weight of an absent class is 1 / 1e-7, and all weights are then scaled to sum to the number of
+#           classes: those of the classes present come out below 1e-7. The loss of a prediction without any object is
+#           5e-11, as if it were perfect, and the gradients of the classes present are 100 times smaller than without
+#           the absent class. Batches of patches lack some class most of the time.
 set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

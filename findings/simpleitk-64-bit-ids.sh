@@ -2,8 +2,8 @@
 # SimpleITK 2.5.7: resampling a 64-bit label image onto its own grid with an interpolator for labels changes ids above
 # 2^53, and ChangeLabel does not find them.
 #
-# Expected: nearest neighbour copies values. LabelShapeStatistics lists the ids exactly and NRRD keeps them, so 64-bit ids
-#           (connectomics, packed panoptic ids) look supported throughout.
+# Expected: nearest neighbour copies values. LabelShapeStatistics lists the ids exactly and NRRD keeps them, so 64-bit
+#           ids (connectomics, packed panoptic ids) look supported throughout.
 # Seen:     sitkNearestNeighbor and sitkLabelGaussian go through double: 2^53 + 1 becomes 2^53, its neighbour's id.
 #           ChangeLabel({2^53 + 1: 5}) changes another label, 2^53, and leaves the one that was named. No warning.
 #           scipy.ndimage.zoom(order=0) rounds too.

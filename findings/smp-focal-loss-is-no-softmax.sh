@@ -3,11 +3,10 @@
 # softmax and for argmax are punished, and adding a constant to all logits of a pixel changes the loss.
 #
 # Expected: mode "multiclass" means a softmax over the classes, as in its DiceLoss, JaccardLoss, TverskyLoss and
-#           LovaszLoss: with gamma=0 the focal loss is the cross-entropy, a shift changes nothing, and a softmax of
-#           1 - 1e-43 at the true class costs nothing.
-# Seen:     one binary focal loss per class, averaged over classes and summed: with gamma=0 it is not the cross-entropy,
-#           and [100, 0, 0, 0] costs 0.13 a class because 0 is a probability of one half there. Added to another loss of
-#           the package it pulls all logits down, not only those of the wrong classes.
+#           LovaszLoss: with gamma=0 the focal loss is the cross-entropy, a shift changes nothing, and a softmax of 1
+#           - 1e-43 at the true class costs nothing.
+# Seen:     one binary focal loss per class, averaged over the classes: with gamma=0 it is not the cross-entropy, and
+#           [100, 0, 0, 0] costs 0.13 because 0 is a probability of one half there.
 set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# surface-distance 0.1 (Google DeepMind's, as PyPI has it) with a NumPy of today: every pair of masks is scored until the
-# first one in which a mask is empty.
+# surface-distance 0.1 (Google DeepMind's, as PyPI has it) with a NumPy of today: every pair of masks is scored until
+# the first one in which a mask is empty.
 #
-# Expected: pip's solution of `surface-distance numpy` works or fails at the import; an empty prediction gives inf, which
-#           is what the package's documentation and its source say.
-# Seen:     AttributeError: np.Inf is named only in the branch for empty masks, and 0.1 sets no upper bound for NumPy. A
-#           validation runs through for as long as each object is found at all, and ends at the first one that is missed.
-#           With NumPy 1.26 the same call gives inf.
+# Expected: pip's solution of `surface-distance numpy` works or fails at the import; an empty prediction gives inf,
+#           which is what the package's documentation and its source say.
+# Seen:     AttributeError: np.Inf is named only in the branch for empty masks, and 0.1 sets no upper bound for NumPy.
+#           A validation runs through for as long as each object is found at all, and ends at the first one that is
+#           missed. With NumPy 1.26 the same call gives inf.
 set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

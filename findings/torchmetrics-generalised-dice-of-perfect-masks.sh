@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
-# torchmetrics 1.9.0: a perfect prediction has a generalised Dice of 0.5 in one class if that class occurs in half of the
-# images, and 0 if in none; Dice and mean IoU of the same package say otherwise, each in its own way.
+# torchmetrics 1.9.0: a perfect prediction has a generalised Dice of 0.5 in one class if that class occurs in half of
+# the images, and 0 if in none; Dice and mean IoU of the same package say otherwise, each in its own way.
 #
-# Expected: a class that neither mask has is no mistake: nan or 1 for that image, and left out of the mean over images.
-# Seen:     GeneralizedDiceScore(per_class=True) counts it as 0 in the mean over images, so its score of class c is bounded
-#           by how often c occurs. DiceScore(average="none") leaves it out (1.0, nan where it never occurs), and
-#           MeanIoU(per_class=True) leaves it out but marks "never" by -1, which a mean over classes takes for a score.
+# Expected: a class that neither mask has is no mistake: nan or 1 for that image, and left out of the mean over
+#           images.
+# Seen:     GeneralizedDiceScore(per_class=True) counts it as 0 in the mean over images, so its score of class c is
+#           bounded by how often c occurs. DiceScore(average="none") leaves it out (1.0, nan where it never occurs),
+#           and MeanIoU(per_class=True) leaves it out but marks "never" by -1, which a mean over classes takes for a
+#           score.
 set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

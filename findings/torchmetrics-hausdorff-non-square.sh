@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# torchmetrics 1.9.0: the Hausdorff distance of a picture that is wider than high is another number, and of one that is
-# higher than wide an IndexError.
+# torchmetrics 1.9.0: the Hausdorff distance of a picture that is wider than high is another number, and of one that
+# is higher than wide an IndexError.
 #
 # Expected: two objects keep their distance when rows or columns of background are added on the far side.
 # Seen:     only the square picture gives the right 5. The default "pytorch" engine of `distance_transform` puts the
-#           distances of a picture of H rows and W columns back at row * H + column (row * W + column is meant), so they
-#           land on other pixels wherever H and W differ. The "scipy" engine is right, but the metric cannot choose it.
-#           (Lightning-AI/torchmetrics #3300 is about the IndexError.)
+#           distances of a picture of H rows and W columns back at row * H + column (row * W + column is meant), so
+#           they land on other pixels wherever H and W differ. The "scipy" engine is right, but the metric cannot
+#           choose it. (Lightning-AI/torchmetrics #3300 is about the IndexError.)
 set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
@@ -42,7 +42,10 @@ for (rows, columns), value in seen.items():
 mask = torch.ones(7, 9)
 mask[3, 4] = 0
 truth = torch.from_numpy(scipy.ndimage.distance_transform_edt(mask.numpy())).float()
-error = {engine: float((torch.as_tensor(distance_transform(mask, engine=engine)) - truth).abs().max()) for engine in ("pytorch", "scipy")}
+error = {
+    engine: float((torch.as_tensor(distance_transform(mask, engine=engine)) - truth).abs().max())
+    for engine in ("pytorch", "scipy")
+}
 print(f"largest error of distance_transform on 7 x 9 with one background pixel, in pixels: {error}")
 
 same = (
