@@ -96,11 +96,11 @@ class JointProblem(NamedTuple):
         weighed = self.cross_entropy and self.entropy_weight is not None
         return self.reduction == "mean" and (self.ignore_index is not None or weighed)
 
-    def region_wise(self, maps: Tensor) -> LossProblem:
-        """The region-wise part, of its map."""
+    def region_wise(self) -> LossProblem:
+        """The region-wise part; where there is none, its map stands for nothing."""
         return LossProblem(
             logits=self.logits,
-            maps=maps,
+            maps=self.logits if self.maps is None else self.maps,
             labels=self.labels,
             background=self.background,
             class_scale=self.class_scale,

@@ -30,7 +30,7 @@ def _masked(problem: JointProblem, dtype: torch.dtype) -> tuple[Tensor, Tensor, 
 
 def _maps(problem: JointProblem, dtype: torch.dtype) -> Tensor:
     assert problem.maps is not None
-    return problem_logits_and_maps(problem.region_wise(problem.maps), dtype)[1]
+    return problem_logits_and_maps(problem.region_wise(), dtype)[1]
 
 
 def _at_true_class(values: Tensor, true: Tensor) -> Tensor:
