@@ -149,7 +149,7 @@ def test_factors_are_the_derivative_of_the_value_and_the_adjoint_that_of_the_sum
 
 
 def compare(given, backend, *, rtol=1e-5):
-    """Loss, gradient by both ways (but for float16, which keeps none) and sums of a backend against autograd in float64."""
+    """Loss, gradient by both ways (float16 keeps none) and sums of a backend against autograd in float64."""
     loss, expected = by_autograd(given)
     run = load(backend)
     largest = float(expected.abs().max())
