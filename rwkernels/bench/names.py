@@ -33,5 +33,9 @@ MONAI_BOUNDARY = "MONAI BoundaryLoss map"
 
 EAGER, COMPILED, CROSS_ENTROPY, DICE = "eager PyTorch", "torch.compile", "F.cross_entropy", "MONAI DiceLoss"
 
+# Losses that are trained together: in one operator, or each by itself as other libraries have them.
+FUSED = "rwkernels fused"
+WITH_MONAI, WITH_NNUNET, WITH_PYTORCH = "MONAI's losses", "nnU-Net's losses", "PyTorch's losses"
+
 # From labels to the gradient of the logits.
 PAPER, PAPER_EDT, MONAI_LOSS = "SciPy per class + eager", "edt per class + eager", "MONAI BoundaryLoss"
