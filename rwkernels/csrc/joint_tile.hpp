@@ -65,14 +65,17 @@ struct JointTile : Tile<T> {  // its scales and its loss of a pixel are not used
 template <class T>
 struct LossSums {
   typename Lane<T>::V map{}, entropy{}, focal{};
+  // ln a + ln b = ln ab: a logarithm for every `waiting` sums of exponentials, each between 1 and K.
+  typename Lane<T>::V product = splat(T(1));
 };
+constexpr int waiting = 8;
 
 // One vector of pixels. `raw(k)` gives a logit, `set(k, e)` keeps its exponential, `e(k)` gives that, `put(k, g)` takes
 // the gradient (e(k) is not asked for again); `add(part, k, v)` adds to a sum of class k: intersection, prediction or
 // target. `each(body)` calls body(k) for every class.
 //
 // A logit that is NaN or +inf, or nothing but -inf, makes sums and gradient of the pixel NaN, as softmax does.
-template <bool classes, bool grads, class T, class Raw, class Set, class E, class Put, class Add, class Each>
+template <bool few, bool classes, bool grads, class T, class Raw, class Set, class E, class Put, class Add, class Each>
 RWK_INLINE void joint_vector(const JointTile<T>& t, int i, LossSums<T>& total, const Raw& raw, const Set& set,
                              const E& e, const Put& put, const Add& add, const Each& each) {
   using V = typename Lane<T>::V;
@@ -87,6 +90,7 @@ RWK_INLINE void joint_vector(const JointTile<T>& t, int i, LossSums<T>& total, c
   };
   const V zero{}, one = splat(T(1));
   const bool logs = (t.entropy && t.losses) || t.focal;
+  const bool waits = few && logs && !t.focal && !t.entropy_weight;  // for the product of several sums
 
   V top = raw(0);
   each([&](std::int64_t k) { top = max(top, raw(k)); });
@@ -105,7 +109,10 @@ RWK_INLINE void joint_vector(const JointTile<T>& t, int i, LossSums<T>& total, c
   V c{};
 
   V log_sum{}, log_p{};
-  if (logs) {
+  if (waits) {
+    total.product *= t.all_classes ? sum : select(equal(codes, Lane<T>::code(ignored)), one, sum);
+    log_p = own_logit;
+  } else if (logs) {
     log_sum = log(sum);
     log_p = own_logit - log_sum;
   }
@@ -175,6 +182,14 @@ RWK_INLINE void joint_vector(const JointTile<T>& t, int i, LossSums<T>& total, c
   });
   if constexpr (grads) {
     if (t.by_intersection) c += of_true(t.by_intersection) * p;
+    if (!t.by_prediction && !general_map && t.spread == 0) {
+      const V slope = c * -inverse;
+      each([&](std::int64_t k) {
+        const V gradient = fma(slope, e(k), select(is(k), c, zero));
+        put(k, judged(t.classes == 1 ? inverse - inverse : gradient));  // of one class y is 1 whatever its logit
+      });
+      return;
+    }
     const auto b = [&](std::int64_t k, V y) {
       V value = t.by_prediction ? splat(t.by_prediction[k]) : zero;
       if (t.squared) value *= y + y;
@@ -190,9 +205,16 @@ RWK_INLINE void joint_vector(const JointTile<T>& t, int i, LossSums<T>& total, c
       const V y = e(k) * inverse;
       V gradient = fma(y, b(k, y) - mean, select(is(k), c, zero));
       if (t.spread != 0) gradient -= splat(t.of_entropy * t.spread * (t.entropy_weight ? t.entropy_weight[k] : T(1)));
-      put(k, judged(t.classes == 1 ? inverse - inverse : gradient));  // of one class y is 1 whatever its logit
+      put(k, judged(t.classes == 1 ? inverse - inverse : gradient));
     });
   }
+}
+
+// The logarithms that cross-entropy has left out of every loss, with the sign of the loss.
+template <class T>
+RWK_INLINE void take_logarithm(const JointTile<T>& t, LossSums<T>& total) {
+  total.entropy += log(total.product) * (t.kept + t.spread_weight);
+  total.product = splat(T(1));
 }
 
 template <class T>
@@ -204,20 +226,23 @@ void add_losses(const LossSums<T>& total, double* sums) {
 
 // Few classes: they stay in registers from the logits to the gradient. Adds to sums[3 K + 3].
 template <int K, bool classes, bool grads>
-void joint_in_registers(const JointTile<float>& t, double* sums) {
+void joint_in_registers(const JointTile<float>& tile, double* sums) {
+  const JointTile<float> t = tile;  // a copy that no store of a vector can change
   F parts[3][K] = {};
   LossSums<float> total;
   const auto each = [](const auto& body) {
 #pragma GCC unroll 8
     for (int k = 0; k < K; ++k) body(k);
   };
+  const bool waits = t.entropy && t.losses && !t.focal && !t.entropy_weight;
   for (int i = 0; i < t.pixels; i += lanes) {
     F e[K];
     each([&](int k) { e[k] = load(t.logits + k * t.logits_pitch + i); });
     const auto at = [&](std::int64_t k) { return e[k]; };
     const auto keep = [&](std::int64_t k, F v) { e[k] = v; };
-    joint_vector<classes, grads>(
+    joint_vector<true, classes, grads>(
         t, i, total, at, keep, at, keep, [&](int part, std::int64_t k, F v) { parts[part][k] += v; }, each);
+    if (waits && i / lanes % waiting == waiting - 1) take_logarithm(t, total);
     if constexpr (grads) {
       if (t.streams)
         each([&](int k) { stream(t.grad + k * t.grad_pitch + i, e[k]); });
@@ -228,6 +253,7 @@ void joint_in_registers(const JointTile<float>& t, double* sums) {
   if constexpr (classes)
     for (int part = 0; part < 3; ++part)
       for (int k = 0; k < K; ++k) sums[part * K + k] += sum_lanes(parts[part][k]);
+  if (waits) take_logarithm(t, total);
   if (t.losses) add_losses(total, sums + 3 * K);
 }
 
@@ -247,7 +273,7 @@ void joint_in_cache(const JointTile<T>& t, T* rows, T* parts, double* sums) {
     const auto at = [&](std::int64_t k) { return load(rows + k * t.logits_pitch + i); };
     const auto keep = [&](std::int64_t k, V v) { store(rows + k * t.logits_pitch + i, v); };
     const auto add = [&](int part, std::int64_t k, V v) { store(part_of(part, k), load(part_of(part, k)) + v); };
-    joint_vector<classes, grads>(t, i, total, at, keep, at, keep, add, each);
+    joint_vector<false, classes, grads>(t, i, total, at, keep, at, keep, add, each);
   }
   if constexpr (classes)
     for (std::int64_t k = 0; k < 3 * t.classes; ++k) sums[k] += sum_lanes(load(part_of(0, k)));
