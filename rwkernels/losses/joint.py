@@ -116,18 +116,25 @@ class JointLoss(nn.Module):
         return self.joined(logits, self._labels(labels, logits), weights)
 
     def joined_with(
-        self, logits: Tensor, labels: Tensor, maps: Tensor | RectifiedMap, map_background: bool, alpha: Tensor | None
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        maps: Tensor | RectifiedMap,
+        alpha: Tensor | None,
+        *,
+        map_background: bool,
+        recompute: bool,
     ) -> Tensor:
         """Its sum with the region-wise loss of a map, in the same passes; weighed `alpha` to `1 - alpha` if given.
 
-        Labels `[B, *S]` are those of the map.
+        Labels `[B, *S]` are those of the map. `map_background` and `recompute` are as of the region-wise loss.
         """
         if alpha is None:
             weights = _on_device(self.terms.weights(1.0), logits.device)
         else:
             start = _on_device((1.0, 0.0, 0.0, 0.0), logits.device)
             weights = start + _on_device(self.terms.weights(-1.0), logits.device) * alpha.to(start)
-        return self.joined(logits, labels, weights, maps, map_background)
+        return self.joined(logits, labels, weights, maps, map_background=map_background, recompute=recompute)
 
     def joined(
         self,
@@ -135,14 +142,16 @@ class JointLoss(nn.Module):
         labels: Tensor,
         weights: Tensor,
         maps: Tensor | RectifiedMap | None = None,
+        *,
         map_background: bool = True,
+        recompute: bool = False,
     ) -> Tensor:
         """The sum with `weights` (of region-wise, cross-entropy, focal and Dice loss), of checked logits and labels."""
         warn_about_one_channel(logits.shape[1])
         problem = self._problem(logits, labels, weights, maps, map_background)
         processes = 1 if self.process_group is None else distributed.size_of(self.process_group)
         if processes == 1:
-            return joint_loss(problem)
+            return joint_loss(problem, recompute=recompute)
         if not torch.compiler.is_compiling() and mode.transforms_active():
             raise NotImplementedError(
                 "process_group: a transform of torch.func cannot sum over processes; expected None"

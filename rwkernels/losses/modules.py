@@ -398,7 +398,14 @@ class CombinedLoss(nn.Module):
         elif own is None:  # a dense map in the place of labels
             raise TypeError("labels: expected labels for the region loss, got a dense map; pass it as maps")
         alpha = None if self.schedule == "equal" else self.alpha
-        return region.joined_with(logits, own, maps, region_wise.include_background, alpha)
+        return region.joined_with(
+            logits,
+            own,
+            maps,
+            alpha,
+            map_background=region_wise.include_background,
+            recompute=region_wise.recompute,
+        )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> CombinedLoss:
         alpha = self.alpha

@@ -126,8 +126,8 @@ _function: Any = super(torch.autograd.Function, Joint).apply
 torch.library.impl("rwkernels::joint", "Autograd")(lambda *arguments: _function(*arguments))
 
 
-def joint_loss(problem: JointProblem) -> Tensor:
-    """The loss of a problem, a differentiable scalar.
+def joint_loss(problem: JointProblem, *, recompute: bool = False) -> Tensor:
+    """The loss of a problem, a differentiable scalar. With `recompute` the forward keeps no gradient.
 
     Under a transform of `torch.func`, or in forward mode, it is plain PyTorch, which computes in the dtype of the loss
     and checks no labels: a bad one gives NaN.
@@ -135,7 +135,8 @@ def joint_loss(problem: JointProblem) -> Tensor:
     if not torch.compiler.is_compiling() and (mode.transforms_active() or forward_ad._current_level >= 0):
         return joint_equations.loss(problem)
     with_grad = (
-        not problem.dice
+        not recompute
+        and not problem.dice
         and problem.joined is None
         and problem.logits.dtype != torch.float16
         and torch.is_grad_enabled()

@@ -5,10 +5,12 @@ import math
 import pytest
 import torch
 from choices import pairwise
-from loss_cases import LAYOUTS, name, on_cpu_backends, random_labels, random_logits
+from loss_cases import LAYOUTS, name, needs_native, on_cpu_backends, random_labels, random_logits
 
 from rwkernels.backends import joint, joint_equations, load
 from rwkernels.backends.joint import JointProblem, Overlap
+from rwkernels.backends.native import core
+from rwkernels.backends.native.loss import described_loss
 from rwkernels.backends.problem import BadInputError
 
 DICE = Overlap(2.0, 0.0, 1.0, 1.0, 1e-5, 1e-5, 1.0)
@@ -145,6 +147,50 @@ def test_factors_are_the_derivative_of_the_value_and_the_adjoint_that_of_the_sum
     torch.testing.assert_close(joint_equations.adjoint(given, factors, torch.float64), expected)
 
 
+def _pass(**changes):
+    given = of_terms("CD")
+    described, _alive = described_loss(given.region_wise(), False, with_map=False)
+    arguments = {"grad": 0, "grad_strides": (), "factors": 0, "sums": 8, "of_classes": True, "squared": False,
+                 "entropy": True, "focal": False, "entropy_weight": 0, "focal_weight": 0, "smoothing": 0.0,
+                 "gamma": 2.0}  # fmt: skip
+    core().joint(described, **{**arguments, **changes})
+
+
+def _finish(**changes):
+    arguments = {"sums": 8, "rows": 2, "images": 2, "classes": 3, "weights": 8, "mean": True, "pixels": -1.0,
+                 "map": False, "map_background": True, "entropy": False, "focal": False, "entropy_weight": 0,
+                 "dice": True, "dice_background": True, "whole_batch": False, "dice_weight": 0, "volumes": "",
+                 "overlap": list(DICE), "upstream": 1.0, "factors": 0}  # fmt: skip
+    core().joint_finish(**{**arguments, **changes})
+
+
+@needs_native
+@pytest.mark.parametrize(
+    ("call", "changed", "message"),
+    [
+        (_pass, {"sums": 0}, "sums: missing"),
+        (_pass, {"factors": 8}, "factors: expected with a gradient, and only then"),
+        (_pass, {"grad": 8, "factors": 8}, "of_classes: a gradient needs the sums of the classes before"),
+        (_finish, {"classes": 0}, "classes, rows, images: expected at least 1"),
+        (_finish, {"weights": 0}, "sums, weights: missing"),
+        (_finish, {"overlap": [1.0]}, "overlap: expected 7 numbers"),
+        (_finish, {"rows": 1}, "rows: expected one for every image"),
+        (_finish, {"volumes": "cubic"}, "volumes: expected '', 'square', 'simple' or 'uniform', got 'cubic'"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_by_the_core(call, changed, message):
+    with pytest.raises(ValueError, match=message):
+        call(**changed)
+
+
+@needs_native
+def test_a_region_wise_loss_without_a_map_is_refused_by_the_core():
+    given = of_terms("C")
+    described, _alive = described_loss(given.region_wise(), False, with_map=False)
+    with pytest.raises(ValueError, match="map: missing"):
+        core().region_wise(described, grad=0, grad_strides=(), image_scale=0, pixel_scale=0, image_sums=8, pixel_loss=0)
+
+
 # --- every backend ---------------------------------------------------------------------------------------------
 
 
@@ -181,6 +227,7 @@ def test_loss_and_gradient_are_those_of_autograd(terms, classes, backend):
     compare(of_terms(terms, classes, shape, dtype=torch.float32, ignore_index=-1), backend)
 
 
+@needs_native
 @pytest.mark.parametrize("terms", ["RCFD", "ZSGQ", "RS"])
 @pairwise(dtype=[torch.float64, torch.bfloat16, torch.float16], classes=[3, 9], ignore_index=[None, 1, 255])
 def test_other_dtypes(terms, dtype, classes, ignore_index):
@@ -188,6 +235,7 @@ def test_other_dtypes(terms, dtype, classes, ignore_index):
     compare(given, "native", rtol=1e-11 if dtype == torch.float64 else 1e-5)
 
 
+@needs_native
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("classes", [3, 10])
 def test_any_layout(layout, classes):
@@ -214,6 +262,7 @@ def test_focal_loss_of_pixels_that_are_right_and_wrong_for_certain(gamma, backen
     compare(given, backend)
 
 
+@needs_native
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=name)
 def test_any_number_of_threads_gives_the_same_bits(dtype, restore_threads):
     given = of_terms("RCGD", 4, (3, 4, 301, 257), dtype=dtype)

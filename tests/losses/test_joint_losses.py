@@ -336,11 +336,12 @@ def test_the_derivative_by_a_weight_is_refused_by_name():
 # --- the rest --------------------------------------------------------------------------------------------------
 
 
-def test_the_forward_of_dice_keeps_nothing_of_the_size_of_the_logits():
+@pytest.mark.parametrize(("region", "recompute"), [("dice_ce", False), ("cross_entropy", True)])
+def test_the_forward_of_dice_or_to_recompute_keeps_nothing_of_the_size_of_the_logits(region, recompute):
     logits, labels = _logits(), _labels()
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
-        rw.CombinedLoss("dice_ce", "rectified")(logits, labels)
+        rw.CombinedLoss(region, rw.RegionWiseLoss(recompute=recompute))(logits, labels)
     assert [t.data_ptr() for t in kept if t.numel() == logits.numel()] == [logits.data_ptr()]
 
 
