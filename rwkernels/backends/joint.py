@@ -78,7 +78,7 @@ class JointProblem(NamedTuple):
     @property
     def pixels(self) -> int:
         """How many pixels the batch has, ignored ones too."""
-        return self.logits[:, 0].numel()
+        return self.logits.numel() // self.num_classes
 
     @property
     def columns(self) -> int:
