@@ -75,11 +75,13 @@ class Pass : TilePass<T> {
 
   std::int64_t run() {
     const int threads = images_ * classes_ * pixels_ < worth_a_thread ? 1 : problem_.threads;
-    parallel_for(images_ * blocks_, threads, [&](std::int64_t block) {
-      const std::int64_t first = block % blocks_ * block_tiles;
-      const std::int64_t last = first + block_tiles < tiles_ ? first + block_tiles : tiles_;
-      for (std::int64_t t = first; t < last; ++t)
-        one_tile(block / blocks_ * tiles_ + t, task_.sums ? partial_.data() + block * columns_ : nullptr);
+    // A thread takes neighbouring blocks, and waits for what it has streamed once for all of them.
+    const std::int64_t blocks = images_ * blocks_;
+    std::int64_t chunk = blocks / (8 * threads);
+    chunk = chunk < 1 ? 1 : chunk > 8 ? 8 : chunk;
+    parallel_for((blocks + chunk - 1) / chunk, threads, [&](std::int64_t c) {
+      const std::int64_t last = (c + 1) * chunk < blocks ? (c + 1) * chunk : blocks;
+      for (std::int64_t block = c * chunk; block < last; ++block) one_block(block);
       stream_fence();
     });
     if (task_.sums) add_up();
@@ -88,6 +90,13 @@ class Pass : TilePass<T> {
 
  private:
   static constexpr Real wide = std::is_same_v<T, float> ? Real::f32 : Real::f64;
+
+  void one_block(std::int64_t block) {
+    const std::int64_t first = block % blocks_ * block_tiles;
+    const std::int64_t last = first + block_tiles < tiles_ ? first + block_tiles : tiles_;
+    double* sums = task_.sums ? partial_.data() + block * columns_ : nullptr;
+    for (std::int64_t t = first; t < last; ++t) one_tile(block / blocks_ * tiles_ + t, sums);
+  }
 
   void add_up() const {
     const std::int64_t start = task_.of_classes ? 0 : 3 * classes_;
