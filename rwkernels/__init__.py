@@ -9,6 +9,15 @@ from rwkernels.losses.contour import ActiveContourLoss, contour_length
 from rwkernels.losses.cross_entropy import weighted_cross_entropy
 from rwkernels.losses.functional import region_wise_loss
 from rwkernels.losses.hausdorff import HausdorffLoss, hausdorff_loss
+from rwkernels.losses.joint import (
+    CrossEntropyLoss,
+    DiceCELoss,
+    DiceFocalLoss,
+    DiceLoss,
+    FocalLoss,
+    GeneralizedDiceLoss,
+    TverskyLoss,
+)
 from rwkernels.losses.modules import BoundaryLoss, CombinedLoss, RegionWiseLoss
 from rwkernels.losses.supervision import DeepSupervisionLoss
 from rwkernels.maps.compact import RectifiedMap
@@ -22,10 +31,17 @@ __all__ = [
     "ActiveContourLoss",
     "BoundaryLoss",
     "CombinedLoss",
+    "CrossEntropyLoss",
     "DeepSupervisionLoss",
+    "DiceCELoss",
+    "DiceFocalLoss",
+    "DiceLoss",
+    "FocalLoss",
+    "GeneralizedDiceLoss",
     "HausdorffLoss",
     "RectifiedMap",
     "RegionWiseLoss",
+    "TverskyLoss",
     "active_contour_map",
     "backends",
     "boundary_map",

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 import torch
 from torch import Tensor
 
+from rwkernels.backends.joint import JointProblem
 from rwkernels.backends.problem import CompactProblem, LossProblem, MapProblem, StepProblem, StepResult
 
 if TYPE_CHECKING:
@@ -133,6 +134,20 @@ class Backend(Protocol):
         """A gradient that was kept times the incoming one, [runs], and over N * K if `divide`. A new tensor unless
         `in_place`.
         """
+
+    def joint(self, problem: JointProblem, *, with_grad: bool, validate: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+        """A weighted sum of losses: the loss, a scalar in its `loss_dtype`; the sums that it is a function of, float64
+        [B, 3 K + 3] (see `joint.Sums`); and, if `with_grad`, its gradient, laid out as `torch.empty_like` of the logits
+        does.
+
+        `with_grad` comes without Dice alone, so that one pass can do it.
+        """
+
+    def joint_gradient(self, problem: JointProblem, sums: Tensor, upstream: Tensor | None, grad: Tensor) -> None:
+        """The gradient times the incoming one, a scalar, into `grad`, from the logits and the sums of the batch."""
+
+    def scale_joint(self, grad: Tensor, upstream: Tensor, *, in_place: bool) -> Tensor:
+        """A gradient that `joint` gave times the incoming one, a scalar. A new tensor unless `in_place`."""
 
     def encode_values(self, codes: Tensor, values: Tensor) -> bool:
         """`round(-value * (2 ** bits - 1))` of float32 values in [-1, 0], both contiguous; whether all values were."""

@@ -36,5 +36,9 @@ EAGER, COMPILED, CROSS_ENTROPY, DICE = "eager PyTorch", "torch.compile", "F.cros
 # Each of these right after an operator of torch that took all threads, as in a training loop.
 IN_A_LOOP = {name: f"{name}, in a loop" for name in (COMPACT, COMPACT_REUSED, CROSS_ENTROPY)}
 
+# Losses that are trained together: in one operator, or each by itself as other libraries have them.
+FUSED = "rwkernels fused"
+WITH_MONAI, WITH_NNUNET, WITH_PYTORCH = "MONAI's losses", "nnU-Net's losses", "PyTorch's losses"
+
 # From labels to the gradient of the logits.
 PAPER, PAPER_EDT, MONAI_LOSS = "SciPy per class + eager", "edt per class + eager", "MONAI BoundaryLoss"

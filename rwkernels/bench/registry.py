@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 
-from rwkernels.bench import losses, maps, names, peers, steps
+from rwkernels.bench import joint, losses, maps, names, peers, steps
 from rwkernels.bench.harness import COPY, Contender, Maker, in_a_loop, make
 from rwkernels.bench.inputs import (
     CHANNELS_LAST,
@@ -218,6 +218,31 @@ def _kernel_cases(scale: str, device: str) -> Iterable[Case]:
         )  # fmt: skip
 
 
+def _joint_cases(scale: str, device: str) -> Iterable[Case]:
+    """Losses that are trained together, against each by itself and against the region-wise loss alone."""
+    for task in loss_tasks(scale):
+        many = task.num_classes > 16
+        for title in joint.SUMS:
+            joined, dice = title.endswith("rectified"), title.startswith("Dice")
+            racing = [names.FUSED, *([names.COMPACT] if joined else [])]
+            racing += [names.WITH_MONAI] if dice else []
+            racing += [names.WITH_NNUNET] if title in ("Dice + rectified", "Dice + cross-entropy") else []
+            racing += [names.WITH_PYTORCH] if title == "cross-entropy + rectified" else []
+            racing += [] if scale == "tiny" or title == "Dice + focal" else [names.COMPILED]
+            peer = names.WITH_MONAI if dice else names.WITH_PYTORCH
+            goals = [Goal(names.FUSED, "its gradient", 1.05, "memory")]
+            goals += [
+                Goal(names.FUSED, name, 4 if many else 7) for name in racing if name.startswith(("MONAI", "nnU-Net"))
+            ]
+            goals += [Goal(names.FUSED, names.COMPILED, 4)] if dice and names.COMPILED in racing else []
+            goals += [Goal(names.FUSED, names.COMPACT, 2 if dice else 1.3, "within")] if joined else []
+            yield Case(
+                f"joint loss, {title}", task, tuple(racing), peer, losses.target_bytes(task, "float32"),
+                partial(joint.joint_makers, task, title, device), tuple(goals),
+                6 + 3e-7 * task.pixels * task.num_classes, memory="ours",
+            )  # fmt: skip
+
+
 def _step_cases(scale: str, device: str) -> Iterable[Case]:
     for task in [task for task in map_tasks(scale) if task.name in ("T1", "T2")[: 1 if scale == "quick" else 2]]:
         for family in steps.FAMILIES:
@@ -354,8 +379,8 @@ def _scaling_cases(scale: str, device: str) -> Iterable[Case]:
 
 
 _FAMILIES = (
-    _distance_cases, _hard_cases, _rectified_cases, _boundary_cases, _loss_cases, _kernel_cases, _step_cases,
-    _small_cases, _loop_cases, _loader_cases, _scaling_cases,
+    _distance_cases, _hard_cases, _rectified_cases, _boundary_cases, _loss_cases, _kernel_cases, _joint_cases,
+    _step_cases, _small_cases, _loop_cases, _loader_cases, _scaling_cases,
 )  # fmt: skip
 
 

@@ -252,6 +252,42 @@ def cross_entropy_mismatch(
     return _step_mismatch(loss, parts, tolerance, scale)
 
 
+def joint_mismatch(
+    loss: float,
+    gradient: Tensor,
+    logits: Tensor,
+    target: Tensor,
+    maps: Tensor | None,
+    kind: str,
+    tolerance: float = 1e-5,
+) -> str | None:
+    """The same for a sum of losses, `kind` being its name in `CombinedLoss`, and of the region-wise loss of `maps`."""
+    images = len(logits)
+
+    def summed(x: Tensor, t: Tensor, z: Tensor | None) -> Tensor:
+        y, p = torch.softmax(x, 0), torch.log_softmax(x, 0).gather(0, t[None])
+        total = x.new_zeros(())
+        if kind.startswith("dice"):
+            truth = torch.zeros_like(y).scatter_(0, t[None], 1.0)
+            ratio = (2 * (y * truth).sum(1) + 1e-5) / (y.sum(1) + truth.sum(1) + 1e-5)
+            total = total + (1 - ratio).mean()
+        if kind in ("dice_ce", "cross_entropy"):
+            total = total - p.mean()
+        if kind == "dice_focal":
+            total = total - ((1 - p.exp()).square() * p).mean() / len(y)
+        if z is not None:
+            total = total + (y * z).mean()
+        return total / images
+
+    parts = []
+    for image in range(images):
+        t, z = target[image].cpu().flatten(), None if maps is None else maps[image].cpu().flatten(1)
+        parts.append(
+            (logits[image].detach().cpu().flatten(1), gradient[image].cpu().flatten(1), partial(summed, t=t, z=z))
+        )
+    return _step_mismatch(loss, parts, tolerance, 1.0)
+
+
 def dice_mismatch(
     loss: float, gradient: Tensor, logits: Tensor, target: Tensor, tolerance: float = 1e-5, scale: float = 1.0
 ) -> str | None:

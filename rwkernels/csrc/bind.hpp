@@ -42,5 +42,6 @@ void bind_distance(nanobind::module_& m);
 void bind_axis(nanobind::module_& m);
 void bind_codes(nanobind::module_& m);
 void bind_loss(nanobind::module_& m);
+void bind_joint(nanobind::module_& m);
 
 }  // namespace rwk

@@ -23,8 +23,11 @@ namespace nb = nanobind;
 namespace rwk {
 namespace {
 
+void require_map(const LossProblem& problem) { require(problem.has_map, "map: missing"); }
+
 void region_wise(const LossProblem& problem, Address grad, const Ints& grad_strides, Address image_scale,
                  Address pixel_scale, Address image_sums, Address pixel_loss) {
+  require_map(problem);
   LossPass pass;
   if (grad) pass.grad = tensor(grad, problem.logits.dtype, grad_strides, "grad_strides");
   pass.image_scale = pointer<const double>(image_scale);
@@ -111,6 +114,7 @@ class LossPlan {
 };
 
 void negatives(const LossProblem& problem, bool probabilities, bool wrong, Address out) {
+  require_map(problem);
   const bool any = problem.sizes[0] * problem.pixels() > 0;
   require(!any || out != 0, "out: missing");
   require(!any || !wrong || problem.labels.data, "labels: wrong signs need them");

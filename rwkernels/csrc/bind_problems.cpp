@@ -137,7 +137,7 @@ void check(const LossProblem& problem) {
   const bool any = problem.sizes[0] * problem.pixels() > 0;
   require(problem.classes.num_classes >= 1, "shape: expected at least one class");
   require(!any || problem.logits.data, "logits: missing");
-  require(!any || problem.map.data, "map: missing");
+  require(!any || problem.map.data || !problem.has_map, "map: missing");
   if (problem.compact) {
     require(problem.map.dtype == Real::f32 || problem.map.dtype == Real::f64,
             "map_dtype: expected f4 or f8 for a compact map");
@@ -152,7 +152,7 @@ void check(const LossProblem& problem) {
 }
 
 void make_loss_problem(LossProblem* self, Address logits, const std::string& dtype, const Ints& shape,
-                       const Ints& strides, Address map, const std::string& map_dtype,
+                       const Ints& strides, Address map, const std::optional<std::string>& map_dtype,
                        const std::optional<Ints>& map_strides, Address labels, const std::string& label_dtype,
                        const Ignore& ignore, Address background, double background_value, Address class_scale,
                        std::int64_t scale_groups, bool validate, int threads) {
@@ -162,7 +162,8 @@ void make_loss_problem(LossProblem* self, Address logits, const std::string& dty
   std::fill_n(problem.sizes, 5, 1);
   for (std::size_t a = 0; a < shape.size(); ++a) problem.sizes[a < 2 ? a : a + 5 - shape.size()] = shape[a];
   problem.logits = tensor(logits, real(dtype, "dtype"), strides, "strides");
-  const Real map_type = real(map_dtype, "map_dtype");
+  problem.has_map = map_dtype.has_value();
+  const Real map_type = problem.has_map ? real(*map_dtype, "map_dtype") : Real::f32;
   problem.compact = !map_strides.has_value();
   problem.map = problem.compact ? Tensor{pointer<void>(map), map_type, {}}
                                 : tensor(map, map_type, *map_strides, "map_strides");
@@ -189,10 +190,11 @@ void bind_problems(nb::module_& m) {
            nb::arg("ignore").none(), nb::arg("validate"), nb::arg("threads"));
   nb::class_<LossProblem>(m, "LossProblem",
                           "What the loss is computed from: logits [B, K, *S] with strides in elements, and a dense map "
-                          "of that shape or, without strides, the foreground [B, *S] of a compact one. It holds "
+                          "of that shape or, without strides, the foreground [B, *S] of a compact one; or no map, "
+                          "where it has no dtype. It holds "
                           "addresses alone; whoever makes it keeps the arrays.")
       .def("__init__", &make_loss_problem, nb::kw_only(), nb::arg("logits"), nb::arg("dtype"), nb::arg("shape"),
-           nb::arg("strides"), nb::arg("map"), nb::arg("map_dtype"), nb::arg("map_strides").none(), nb::arg("labels"),
+           nb::arg("strides"), nb::arg("map"), nb::arg("map_dtype").none(), nb::arg("map_strides").none(), nb::arg("labels"),
            nb::arg("label_dtype"), nb::arg("ignore").none(), nb::arg("background"), nb::arg("background_value"),
            nb::arg("class_scale"), nb::arg("scale_groups"), nb::arg("validate"), nb::arg("threads"));
 }

@@ -15,6 +15,7 @@ struct LossProblem {
   Tensor logits;
   Tensor map;  // dense: [B, K, *S]; compact: the foreground, contiguous [B, *S]
   bool compact = false;
+  bool has_map = true;  // without it there is no region-wise loss
   const void* background = nullptr;  // [B, *S], the dtype of the map
   double background_value = 0;
   Labels labels;

@@ -41,6 +41,7 @@ struct Lane<float> {
   static constexpr int count = lanes;
   RWK_INLINE static Codes codes(const std::int32_t* from) { return load(from); }
   RWK_INLINE static Codes code(std::int64_t k) { return splat(static_cast<std::int32_t>(k)); }
+  RWK_INLINE static Mask positive(F v) { return less(F{}, v); }
 };
 
 using D [[gnu::vector_size(4 * lanes), gnu::may_alias]] = double;
@@ -57,6 +58,7 @@ struct Lane<double> {
     return c;
   }
   RWK_INLINE static Codes code(std::int64_t k) { return k - Codes{}; }
+  RWK_INLINE static L positive(D v) { return v > D{}; }
 };
 
 RWK_INLINE D load(const double* from) {

@@ -54,4 +54,5 @@ NB_MODULE(_native, m) {
   rwk::bind_axis(m);
   rwk::bind_codes(m);
   rwk::bind_loss(m);
+  rwk::bind_joint(m);
 }

@@ -10,6 +10,7 @@
 #include <atomic>
 #include <cstdio>
 #include <cstring>
+#include <ctime>
 #include <optional>
 
 namespace rwk {
@@ -96,6 +97,14 @@ void say_it_runs_torch() {
   if (!runs_torch()) place.mine = !place_is_taken.exchange(true);
 }
 
+void Worker::is_the_calling_thread() { known_ = pthread_getcpuclockid(pthread_self(), &clock_) == 0; }
+
+bool Worker::is_awake() const {
+  timespec before, after;
+  if (!known_ || clock_gettime(clock_, &before) != 0 || clock_gettime(clock_, &after) != 0) return true;
+  return before.tv_nsec != after.tv_nsec;  // it went on meanwhile
+}
+
 }  // namespace rwk
 
 #else
@@ -105,6 +114,8 @@ namespace rwk {
 const OpenMP* torch_openmp() { return nullptr; }
 bool runs_torch() { return false; }
 void say_it_runs_torch() {}
+void Worker::is_the_calling_thread() {}
+bool Worker::is_awake() const { return true; }
 
 }  // namespace rwk
 

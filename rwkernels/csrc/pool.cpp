@@ -85,16 +85,19 @@ class Pool {
 
 // A team of OpenMP has always as many threads as torch gives it: the runtime ends the workers that a smaller one leaves
 // over, and the next operator of torch would have to start them again. So some of the team may find nothing to do.
-void run_on_team(const OpenMP& openmp, Job& job, int threads) {
+void run_on_team(const OpenMP& openmp, Job& job, int threads, Worker& first) {
   struct Work {
     const OpenMP& openmp;
     Job& job;
     int threads;
-  } work{openmp, job, threads};
+    Worker& first;
+  } work{openmp, job, threads, first};
   openmp.parallel(
       [](void* argument) {
         const Work& work = *static_cast<Work*>(argument);
-        if (work.openmp.thread_number() < work.threads) work.job.run();
+        const int number = work.openmp.thread_number();
+        if (number == 1) work.first.is_the_calling_thread();
+        if (number < work.threads) work.job.run();
       },
       &work, 0, 0);
 }
@@ -120,8 +123,9 @@ bool run_on_several(Job& job, int threads) {
   Threads& all = *all_threads;
   std::unique_lock<std::mutex> only_one(all.caller, std::try_to_lock);
   if (!only_one) return false;
-  if (openmp && runs_torch() && threads <= openmp->most_threads()) {
-    run_on_team(*openmp, job, threads);
+  thread_local Worker first;  // all of a team fall asleep at the same time
+  if (openmp && runs_torch() && threads <= openmp->most_threads() && first.is_awake()) {
+    run_on_team(*openmp, job, threads, first);
   } else {
     all.pool.run(job, threads);
   }

@@ -1,7 +1,7 @@
 // Work on several threads: those of torch where that can be (openmp.hpp), else a small pool that survives fork().
 //
-// OpenMP's workers are the better ones, as they wait for work already, but hang in a forked DataLoader worker once the
-// parent has used them. The pool is thrown away in the child (pthread_atfork) and built again at first use.
+// OpenMP's workers are the better ones while they are awake, but hang in a forked DataLoader worker once the parent has
+// used them. The pool is thrown away in the child (pthread_atfork) and built again at first use.
 #pragma once
 
 #include <cstddef>

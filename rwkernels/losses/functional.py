@@ -17,7 +17,8 @@ from rwkernels.ops import mode
 from rwkernels.ops.autograd import region_wise
 
 
-def _warn_about_one_channel(num_classes: int) -> None:
+def warn_about_one_channel(num_classes: int) -> None:
+    """Warns that softmax over one channel has no gradient."""
     if num_classes == 1 and not torch.compiler.is_compiling():
         warnings.warn(
             "logits: softmax over one channel is 1 everywhere, so the gradient is 0; use two channels "
@@ -116,7 +117,7 @@ def region_wise_loss(
         backend=backend,
         count_now=group is not None,
     )
-    _warn_about_one_channel(logits.shape[1])
+    warn_about_one_channel(logits.shape[1])
     # A pixel's own incoming gradient is known in the backward only, and a transform may hide requires_grad. A compiled
     # backward cannot change in place what the forward kept: on a GPU, computing it there moves fewer bytes than a copy.
     with_grad = (

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rwkernels import checks
-from rwkernels.losses.modules import CombinedLoss, RegionWiseLoss, with_maps
+from rwkernels.losses.modules import CombinedLoss, RegionWiseLoss, is_hooked, with_maps
 from rwkernels.maps.compact import RectifiedMap
 
 
@@ -39,11 +39,6 @@ def resample_labels(labels: Tensor, shape: Sequence[int]) -> Tensor:
             twice_centre = 2 * torch.arange(size, device=labels.device) + 1
             labels = labels.index_select(axis, (twice_centre * length).div(2 * size, rounding_mode="floor"))
     return labels.contiguous()
-
-
-def _is_hooked(module: nn.Module) -> bool:
-    """Whether somebody wants to see every call of a module."""
-    return bool(module._forward_pre_hooks or module._forward_hooks or module._backward_hooks)
 
 
 class DeepSupervisionLoss(nn.Module):
@@ -131,7 +126,7 @@ class DeepSupervisionLoss(nn.Module):
     ) -> Tensor | list[Tensor]:
         """The weighted sum of the levels' losses where one plan gives it, or the losses."""
         spacings = [self._spacing(found, own, finest) for found, own in zip(logits, labels, strict=True)]
-        if type(self.loss) is RegionWiseLoss and not _is_hooked(self.loss):
+        if type(self.loss) is RegionWiseLoss and not is_hooked(self.loss):
             joined = self.loss.loss_of_levels(logits, labels, spacings, weights)
             if joined is not None:
                 return joined

@@ -13,7 +13,7 @@ import pytest
 import torch
 from scipy import ndimage
 
-from rwkernels.bench import losses, maps, memory, names, peers, registry, session, steps, truth
+from rwkernels.bench import joint, losses, maps, memory, names, peers, registry, session, steps, truth
 from rwkernels.bench.harness import make
 from rwkernels.bench.inputs import CHANNELS_LAST, CONTIGUOUS, Task, labels, logits, map_tasks
 
@@ -146,6 +146,16 @@ def test_the_way_of_the_paper_that_is_timed_is_the_one_that_gives_the_truth():
 
 def test_the_kernel_alone_is_right_with_fresh_and_reused_gradients():
     right(losses.kernel_makers(FLAT, "cpu"), list(names.KERNELS.values()))
+
+
+@pytest.mark.parametrize("title", joint.SUMS)
+def test_losses_that_are_trained_together_are_right(title):
+    makers = joint.joint_makers(FLAT, title, "cpu")
+    wanted = [name for case in registry.cases("tiny") if case.family == f"joint loss, {title}" for name in case.names]
+    right(makers, sorted(set(wanted)))
+    timed = made(makers, names.FUSED)
+    timed.prepare()
+    assert "instead of" in timed.check(timed.run() + 1e-3)
 
 
 @pytest.mark.parametrize("family", steps.FAMILIES)

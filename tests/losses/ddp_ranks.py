@@ -42,6 +42,8 @@ class Case:
     options: dict[str, Any] = field(default_factory=dict)
     cast: torch.dtype = torch.float32
     compiled: bool = False
+    beside: type[nn.Module] | None = None  # of losses that are summed up with it in one operator
+    beside_options: dict[str, Any] = field(default_factory=dict)
 
     def labels(self) -> Tensor:
         labels = batch()[1]
@@ -56,6 +58,10 @@ class Case:
         ignore_index = None if self.ignored == "none" else -1
         loss_fn = rw.RegionWiseLoss(self.maps, ignore_index=ignore_index, process_group=group, **self.options)
         call: Callable[..., Tensor] = loss_fn
+        if self.beside is not None:
+            options = {"ignore_index": ignore_index, "process_group": group, **self.options, **self.beside_options}
+            call = rw.CombinedLoss(self.beside(**options), loss_fn)
+            assert call.fused
         if self.compiled:
             call = torch.compile(loss_fn, fullgraph=True, backend="aot_eager")
         return lambda logits, labels: call(logits.to(self.cast), labels)
@@ -76,6 +82,17 @@ CASES = {
     "recomputed gradient": Case(ignored="some", options={"recompute": True}),
     "float16": Case(ignored="some", cast=torch.float16),
     "compiled": Case(ignored="some", compiled=True),
+    "with Dice and cross-entropy": Case(
+        split=4,
+        ignored="some",
+        beside=rw.DiceCELoss,
+        beside_options={"batch": True, "weight": [0.5, 2.0, 1.0], "label_smoothing": 0.1},
+    ),
+    "with cross-entropy and nothing ignored": Case(split=4, beside=rw.CrossEntropyLoss),
+    "with focal loss, summed": Case(split=5, ignored="some", options={"reduction": "sum"}, beside=rw.FocalLoss),
+    "with Dice, one process having nothing": Case(
+        ignored="all", beside=rw.TverskyLoss, beside_options={"batch": True, "alpha": 0.3}
+    ),
 }
 
 

@@ -13,6 +13,7 @@ from rwkernels.backends.native.codes import (
     unpack_labels,
 )
 from rwkernels.backends.native.compiled import ISA_VARIABLE, advise_huge_pages, can_run, core
+from rwkernels.backends.native.joint import joint, joint_gradient, scale_joint
 from rwkernels.backends.native.loss import fill_negatives, loss, scale_gradient
 from rwkernels.backends.native.maps import (
     fill_boundary,
@@ -44,6 +45,8 @@ __all__ = [
     "fill_rectified_codes",
     "first_bad_label",
     "instruction_sets",
+    "joint",
+    "joint_gradient",
     "largest_of_classes",
     "loss",
     "pack_labels",
@@ -53,6 +56,7 @@ __all__ = [
     "rectify",
     "reverse_axes",
     "scale_gradient",
+    "scale_joint",
     "unpack_labels",
 ]
 

@@ -19,15 +19,19 @@ from rwkernels.backends.problem import (
 from rwkernels.backends.threads import threads
 
 
-def described_loss(problem: LossProblem, validate: bool) -> tuple[Any, list[Tensor | None]]:
+def described_loss(problem: LossProblem, validate: bool, with_map: bool = True) -> tuple[Any, list[Tensor | None]]:
     """The core's `LossProblem`, which holds addresses alone, and the tensors that have to live as long: labels, map,
-    background and class scale.
+    background and class scale. `with_map=False` leaves the map out, for losses that need none.
     """
-    logits, maps = problem.logits, problem.maps
+    logits = problem.logits
+    maps: Tensor | None = problem.maps if with_map else None
     labels = None if problem.labels is None else problem.labels.contiguous()
-    if problem.compact:
+    compact = maps is None or problem.compact
+    if maps is not None and compact:
         maps = (maps if maps.dtype in (torch.float32, torch.float64) else maps.to(torch.float32)).contiguous()
-    background = None if problem.background is None else problem.background.to(maps.dtype).contiguous()
+    background = None
+    if maps is not None and problem.background is not None:
+        background = problem.background.to(maps.dtype).contiguous()
     scale = all_class_scales(problem)
     if scale is not None:
         scale = scale.to(torch.float64).reshape(-1, logits.shape[1]).contiguous()
@@ -36,9 +40,9 @@ def described_loss(problem: LossProblem, validate: bool) -> tuple[Any, list[Tens
         dtype=FLOAT_CODES[logits.dtype],
         shape=tuple(logits.shape),
         strides=logits.stride(),
-        map=maps.data_ptr(),
-        map_dtype=FLOAT_CODES[maps.dtype],
-        map_strides=None if problem.compact else maps.stride(),
+        map=address(maps),
+        map_dtype=None if maps is None else FLOAT_CODES[maps.dtype],
+        map_strides=None if maps is None or compact else maps.stride(),
         labels=address(labels),
         label_dtype="u1" if labels is None else LABEL_CODES[labels.dtype],
         ignore=problem.ignore_index if labels is not None else None,

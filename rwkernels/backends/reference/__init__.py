@@ -18,6 +18,7 @@ from rwkernels.backends.equations import (
     problem_logits_and_maps,
     scale_view,
 )
+from rwkernels.backends.joint import scaled
 from rwkernels.backends.problem import (
     LossProblem,
     first_bad_label,
@@ -37,6 +38,7 @@ from rwkernels.backends.reference.codes import (
     reverse_axes,
     unpack_labels,
 )
+from rwkernels.backends.reference.joint import joint, joint_gradient
 from rwkernels.backends.reference.maps import (
     boundary,
     class_distance,
@@ -73,6 +75,8 @@ __all__ = [
     "fill_rectified",
     "first_bad_label",
     "hessian_product",
+    "joint",
+    "joint_gradient",
     "largest_of_classes",
     "loss",
     "pack_labels",
@@ -86,12 +90,14 @@ __all__ = [
     "relative_probabilities",
     "reverse_axes",
     "scale_gradient",
+    "scale_joint",
     "scale_view",
     "unpack_labels",
 ]
 
 NAME = "reference"
 scale_gradient = scaled_gradient
+scale_joint = scaled
 
 
 def can_run(device: torch.device) -> str | None:

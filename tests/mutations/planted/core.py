@@ -188,6 +188,34 @@ CORE = [
         "const int needed = range <= 256 ? 1 : range < 65536 ? 2 : 4;",
         ("test_distance: any_label_value or lowest_and_highest or dtype or low_bits",),
     ),
+    Mutation(
+        "core-forked-after-it-was-loaded",
+        "stale state",
+        "pthread_atfork(nullptr, nullptr, [] { forked = true; });",
+        "pthread_atfork(nullptr, nullptr, [] {});",
+        ("test_threads: forked",),
+    ),
+    Mutation(
+        "core-forked-before-it-was-loaded",
+        "dropped case",
+        "(flags & fork_no_exec) != 0;",
+        "(flags & fork_no_exec) == fork_no_exec + 1;",
+        ("test_threads: forked",),
+    ),
+    Mutation(
+        "core-sleeping-threads-are-waited-for",
+        "dropped case",
+        "return before.tv_nsec != after.tv_nsec;",
+        "return true;",
+        ("test_threads: sleep",),
+    ),
+    Mutation(
+        "core-region-within-a-region",
+        "off by one",
+        "openmp->surrounding_teams() > 0",
+        "openmp->surrounding_teams() > 1",
+        ("test_threads: region",),
+    ),
 ]
 
 AREAS = {"core": CORE}
