@@ -263,7 +263,8 @@ class Calls:
                 return result
 
         def planned(*arguments: Any, **options: Any) -> Any:
-            return WatchedPlan(real_plan(*arguments, **options), self.gradients)
+            plan = real_plan(*arguments, **options)
+            return None if plan is None else WatchedPlan(plan, self.gradients)
 
         def watched(problem: Any, *, grad: Tensor | None, **options: Any) -> Any:
             self.gradients.append(None if grad is None else grad.data_ptr())

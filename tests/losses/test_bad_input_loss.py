@@ -343,8 +343,8 @@ OF_THE_MODULES = {
         (ValueError, "alpha_min", r"\[0, 1\]", "-0.1"),
     ),
     "a region loss that cannot be called": (
-        lambda: rw.CombinedLoss("dice", rw.RegionWiseLoss()),
-        (TypeError, "region_loss", "a loss", "'dice'"),
+        lambda: rw.CombinedLoss(3, rw.RegionWiseLoss()),
+        (TypeError, "region_loss", "a loss", "int 3"),
     ),
 }
 

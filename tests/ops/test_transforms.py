@@ -388,6 +388,15 @@ def _operator_calls():
     yield "negatives", "negatives", (dense.logits, *problem, False, False)
     kept = torch.rand(dense.logits.shape).bfloat16()
     yield "region_wise_gradient-kept", "region_wise_gradient", (torch.tensor(2.0), dense.logits, *problem, kept)
+    of_losses = torch.tensor([0.5, 1.0, 0.25, 2.0], dtype=torch.float64)
+    for dice in (False, True):
+        overlap = [2.0, 0.0, 1.0, 1.0, 1e-5, 1e-5, 1.0]
+        terms = (True, 0.1, True, 2.0, dice, True, False, False, "", overlap, "mean", True, None)
+        shared = (m.labels, of_losses, m.foreground, m.background, m.class_scale, *[None] * 4, 0.0, -1, True, *terms)
+        logits = compact.logits.clone().requires_grad_()
+        yield f"joint-{dice}", "joint", (logits, *shared, not dice)
+        sums = torch.ops.rwkernels.joint(compact.logits, *shared, False)[1]
+        yield f"joint_gradient-{dice}", "joint_gradient", (torch.tensor(2.0), sums, compact.logits, *shared)
 
 
 @pytest.mark.parametrize(
