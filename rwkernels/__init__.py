@@ -5,20 +5,13 @@ Biomedical Image Segmentation" (Pattern Recognition 2022, doi 10.1016/j.patcog.2
 """
 
 from rwkernels.backends import statuses as backends
+from rwkernels.losses.combined import CombinedLoss
 from rwkernels.losses.contour import ActiveContourLoss, contour_length
-from rwkernels.losses.cross_entropy import weighted_cross_entropy
+from rwkernels.losses.cross_entropy import CrossEntropyLoss, FocalLoss, weighted_cross_entropy
+from rwkernels.losses.dice import DiceCELoss, DiceFocalLoss, DiceLoss, GeneralizedDiceLoss, TverskyLoss
 from rwkernels.losses.functional import region_wise_loss
 from rwkernels.losses.hausdorff import HausdorffLoss, hausdorff_loss
-from rwkernels.losses.joint import (
-    CrossEntropyLoss,
-    DiceCELoss,
-    DiceFocalLoss,
-    DiceLoss,
-    FocalLoss,
-    GeneralizedDiceLoss,
-    TverskyLoss,
-)
-from rwkernels.losses.modules import BoundaryLoss, CombinedLoss, RegionWiseLoss
+from rwkernels.losses.modules import BoundaryLoss, RegionWiseLoss
 from rwkernels.losses.supervision import DeepSupervisionLoss
 from rwkernels.maps.compact import RectifiedMap
 from rwkernels.maps.distance import class_distance_transform, distance_transform

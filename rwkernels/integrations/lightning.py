@@ -9,7 +9,7 @@ from rwkernels.data import batches
 from rwkernels.data.building import MapBuilder, MapOptions
 from rwkernels.extras import needs
 from rwkernels.integrations.schedule import set_epoch
-from rwkernels.losses.modules import CombinedLoss
+from rwkernels.losses.combined import CombinedLoss
 
 with needs("lightning"):
     from lightning.pytorch import Callback, LightningModule, Trainer

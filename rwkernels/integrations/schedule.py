@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from rwkernels.losses.modules import CombinedLoss
+from rwkernels.losses.combined import CombinedLoss
 
 
 def set_epoch(loss: nn.Module, epoch: int) -> float | None:

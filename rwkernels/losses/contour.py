@@ -11,6 +11,7 @@ from torch import Tensor
 from rwkernels import checks
 from rwkernels.backends.problem import is_label
 from rwkernels.losses.modules import RegionWiseLoss
+from rwkernels.losses.problem import labels_of
 from rwkernels.maps.compact import RectifiedMap
 
 
@@ -245,7 +246,7 @@ class ActiveContourLoss(RegionWiseLoss):
             if isinstance(labels_or_maps, RectifiedMap):
                 given = labels_or_maps.labels
             else:
-                given = self._labels(labels_or_maps if labels is None else labels, logits)
+                given = labels_of(labels_or_maps if labels is None else labels, logits, self.validate)
         length = contour_length(
             logits,
             spacing=self.spacing if spacing is None else spacing,

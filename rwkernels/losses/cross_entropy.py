@@ -1,6 +1,8 @@
-"""Pixel-wise weighted cross-entropy: what a region-wise loss is contrasted with in section 3.2 of the paper."""
+"""Cross-entropy: weighted by pixels (what section 3.2 of the paper contrasts a region-wise loss with), and focal."""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -8,7 +10,11 @@ from torch.nn import functional as F
 
 from rwkernels import checks
 from rwkernels.backends.problem import is_label, is_no_class
+from rwkernels.losses.joint import ClassWeight, JointLoss, JointOptions, Terms, not_negative, smoothing
 from rwkernels.maps.distance import map_problem
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 def weighted_cross_entropy(
@@ -89,3 +95,71 @@ def weighted_cross_entropy(
     if reduction == "sum":
         return total
     return total / (max(labels.numel(), 1) if skipped is None else (~skipped).sum().clamp(min=1))
+
+
+class CrossEntropyLoss(JointLoss):
+    """Cross-entropy, as PyTorch's of the same name: one pass gives loss and gradient.
+
+    Args:
+        weight: One number per class `[K]`; the mean then divides by the sum of the weights of the pixels that count.
+            Part of the `state_dict`.
+        label_smoothing: In [0, 1]: how much of the target is spread evenly over all classes.
+        reduction: `"mean"` or `"sum"`.
+        **options: `ignore_index` (default: none), `process_group`, `validate` and `backend`, as of `DiceLoss`.
+
+    Examples:
+        >>> import torch, rwkernels as rw
+        >>> rw.CrossEntropyLoss()(torch.zeros(1, 2, 1, 4), torch.tensor([[[0, 0, 1, 1]]]))
+        tensor(0.6931)
+    """
+
+    def __init__(
+        self,
+        weight: ClassWeight = None,
+        *,
+        label_smoothing: float = 0.0,
+        **options: Unpack[JointOptions],
+    ) -> None:
+        super().__init__(
+            Terms(of_entropy=1.0, label_smoothing=smoothing(label_smoothing)),
+            entropy_weight=weight,
+            **options,
+        )
+
+
+class FocalLoss(JointLoss):
+    """Focal loss of the softmax: cross-entropy times `(1 - p)^gamma`, p being the probability of the true class.
+
+    MONAI's `FocalLoss(use_softmax=True, to_onehot_y=True)`: the mean is over pixels and classes, so divides by N * K.
+
+    Args:
+        gamma: How much pixels that are right already are held back; 0 is cross-entropy.
+        alpha: One number per class `[K]`; or one in [0, 1], which the others count and class 0 counts one minus it.
+        weight: One number per class `[K]` beside `alpha`, or one for all.
+        reduction: `"mean"`, or `"sum"` over all pixels (MONAI's averages over the pixels of an image first).
+        **options: `ignore_index`, `process_group`, `validate` and `backend`, as of `DiceLoss`.
+
+    References:
+        Lin et al., "Focal loss for dense object detection", ICCV 2017.
+
+    Examples:
+        >>> import torch, rwkernels as rw
+        >>> loss = rw.FocalLoss(gamma=2)(torch.zeros(1, 2, 1, 4), torch.tensor([[[0, 0, 1, 1]]]))
+        >>> round(loss.item(), 4)  # log(2) / 4 over two classes
+        0.0866
+    """
+
+    def __init__(
+        self,
+        gamma: float = 2.0,
+        *,
+        alpha: ClassWeight = None,
+        weight: ClassWeight = None,
+        **options: Unpack[JointOptions],
+    ) -> None:
+        super().__init__(
+            Terms(of_focal=1.0, gamma=not_negative("gamma", gamma)),
+            focal_weight=weight,
+            alpha=alpha,
+            **options,
+        )

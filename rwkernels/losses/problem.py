@@ -11,6 +11,14 @@ from rwkernels.backends.problem import LossProblem, count_valid
 from rwkernels.maps.compact import RectifiedMap
 
 
+def labels_of(value: Any, logits: Tensor, validate: bool | None) -> Tensor:
+    """Labels [B, *S] for logits, from integers or whole floats [B, *S] or [B, 1, *S]."""
+    found = checks.tensor("labels", value)
+    checks.same_device("labels", found, "logits", logits)
+    whole = checks.whole_labels(found, checks.validate(validate, logits.device))
+    return checks.labels_like("labels", whole, logits.shape)
+
+
 def _spatial(name: str, value: Tensor, logits: Tensor) -> Tensor:
     """A [B, *S] tensor of a map, brought to the logits' rank and checked against them."""
     if value.dim() == logits.dim() and value.shape[1] == 1:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from rwkernels import checks
-from rwkernels.losses.modules import CombinedLoss, RegionWiseLoss, is_hooked, with_maps
+from rwkernels.losses.combined import CombinedLoss, is_hooked, with_maps
+from rwkernels.losses.modules import RegionWiseLoss
 from rwkernels.maps.compact import RectifiedMap
 
 

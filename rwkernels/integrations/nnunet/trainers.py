@@ -26,7 +26,8 @@ from torch import nn
 from rwkernels import checks
 from rwkernels.extras import needs
 from rwkernels.integrations.schedule import set_epoch
-from rwkernels.losses.modules import CombinedLoss, RegionWiseLoss
+from rwkernels.losses.combined import CombinedLoss
+from rwkernels.losses.modules import RegionWiseLoss
 from rwkernels.losses.supervision import DeepSupervisionLoss
 
 with needs("nnunet", "nnunetv2"):
