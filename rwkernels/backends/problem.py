@@ -112,6 +112,38 @@ class StepProblem(NamedTuple):
     reduction: str  # "mean" or "sum", of every level on its own
     validate: bool
     with_grad: bool
+    backend: str | None
+
+    def of_map(self, labels: Tensor, num_classes: int, spacing: Sequence[float]) -> MapProblem:
+        """The map of a level, of its labels [B, *S]."""
+        return MapProblem(
+            labels=labels,
+            num_classes=num_classes,
+            spacing=spacing,
+            class_max=None,
+            black_border=self.black_border,
+            ignore_index=self.ignore_index,
+            validate=self.validate,
+            backend=self.backend,
+        )
+
+    def of_loss(self, logits: Tensor, labels: Tensor, foreground: Tensor, count: Tensor | None) -> LossProblem:
+        """The loss of a level, of its labels and foreground [B, *S] and its pixels that count, [B]."""
+        return LossProblem(
+            logits=logits,
+            maps=foreground,
+            labels=labels,
+            background=None,
+            class_scale=None,
+            image_count=count,
+            background_value=1.0,
+            ignore_index=self.ignore_index,
+            include_background=self.include_background,
+            reduction=self.reduction,
+            validate=self.validate,
+            backend=self.backend,
+            groups=0,
+        )
 
     @property
     def loss_dtype(self) -> torch.dtype:

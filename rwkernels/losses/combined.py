@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from rwkernels import checks
 from rwkernels.losses.cross_entropy import CrossEntropyLoss, FocalLoss
 from rwkernels.losses.dice import DiceCELoss, DiceFocalLoss, DiceLoss, GeneralizedDiceLoss, TverskyLoss
-from rwkernels.losses.joint import JointLoss
+from rwkernels.losses.joint import JointLoss, JointOptions
 from rwkernels.losses.modules import RegionWiseLoss
 from rwkernels.maps.compact import RectifiedMap
 from rwkernels.maps.families import FAMILIES
@@ -40,7 +40,7 @@ def is_hooked(module: nn.Module) -> bool:
 
 
 # What the parts of a fused loss have to agree on.
-_SHARED = ("ignore_index", "reduction", "process_group", "validate", "backend")
+_SHARED = tuple(JointOptions.__annotations__)
 
 
 def _by_name(region_loss: Any, rw_loss: Any) -> tuple[Any, Any]:

@@ -132,6 +132,7 @@ def _plan_of_labels(
             reduction=options.reduction,
             validate=checks.validate(options.validate, first.device),
             with_grad=with_grad,
+            backend=options.backend,
         )
         backend = choose(first.device, "loss", options.backend)
     except (TypeError, ValueError):
@@ -146,17 +147,17 @@ def _plan_of_labels(
     if not plain or not hasattr(backend, "plan_step"):
         return None
     plan = backend.plan_step(problem)
-    settings = (1.0, options.ignore_index, options.include_background, options.reduction, False, options.backend, 0)
-    return None if plan is None else Planned(plan, partial(_problems_of_labels, settings), tuple(weights))
+    without_tensors = problem._replace(levels=(), validate=False)
+    return None if plan is None else Planned(plan, partial(_problems_of_labels, without_tensors), tuple(weights))
 
 
 def _problems_of_labels(
-    settings: Sequence[Any], logits: Sequence[Tensor], labels: Sequence[Tensor | None], kept: StepResult
+    problem: StepProblem, logits: Sequence[Tensor], labels: Sequence[Tensor | None], kept: StepResult
 ) -> list[LossProblem]:
     counts = kept.counts or (None,) * len(logits)
     problems = []
     for of_level, own, foreground, count in zip(logits, labels, kept.foregrounds, counts, strict=True):
         assert own is not None
         own = own.view(foreground.shape) if own.dim() != foreground.dim() else own
-        problems.append(LossProblem._make((of_level, foreground, own, None, None, count, *settings)))
+        problems.append(problem.of_loss(of_level, own, foreground, count))
     return problems

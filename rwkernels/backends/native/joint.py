@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rwkernels.backends.joint import JointProblem, Sums, empty_sums
 from rwkernels.backends.native.compiled import address, checked, core, written
-from rwkernels.backends.native.loss import described_loss
+from rwkernels.backends.native.loss import described_loss, times
 
 
 def _numbers(weight: Tensor | None) -> Tensor | None:
@@ -97,8 +97,5 @@ def joint_gradient(problem: JointProblem, sums: Tensor, upstream: Tensor | None,
 
 
 def scale_joint(grad: Tensor, upstream: Tensor, *, in_place: bool) -> Tensor:
-    """See `Backend`. The factor is on the host already: one of 1 costs nothing."""
-    factor = float(upstream)
-    if factor == 1.0:
-        return grad if in_place else grad.clone()
-    return grad.mul_(factor) if in_place else grad * factor
+    """See `Backend`."""
+    return times(grad, float(upstream), in_place=in_place)

@@ -92,12 +92,17 @@ def loss(
 
 
 def scale_gradient(problem: LossProblem, grad: Tensor, upstream: Tensor, *, divide: bool, in_place: bool) -> Tensor:
-    """See `Backend`. The factor is on the host already: one of 1 costs nothing."""
+    """See `Backend`."""
     if problem.runs > 1:
         return scaled_gradient(problem, grad, upstream, divide=divide, in_place=in_place)
     factor = float(upstream)
     if divide:
         factor /= float(mean_divisor(problem))
+    return times(grad, factor, in_place=in_place)
+
+
+def times(grad: Tensor, factor: float, *, in_place: bool) -> Tensor:
+    """A gradient times a factor that is on the host, a new tensor unless `in_place`: one of 1 costs nothing."""
     if factor == 1.0:
         return grad if in_place else grad.clone()
     return grad.mul_(factor) if in_place else grad * factor

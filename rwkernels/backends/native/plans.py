@@ -21,7 +21,7 @@ from rwkernels.backends.native.compiled import (
     described,
     gets_huge_pages,
 )
-from rwkernels.backends.native.loss import described_loss
+from rwkernels.backends.native.loss import described_loss, times
 from rwkernels.backends.problem import (
     Level,
     LossProblem,
@@ -146,15 +146,13 @@ class _LossPlan:
         return (self.scaled(float(upstream), grads[0], counts[0] if counts else None, in_place),)
 
     def scaled(self, factor: float, grad: Tensor, count: Tensor | None, in_place: bool) -> Tensor:
-        """A gradient times a factor, which is on the host already: one of 1 costs nothing."""
+        """A gradient of this grid times a factor, finished."""
         if self._unfinished:
             factor *= self._weight
             if self._mean:
                 pixels = self._pixels if count is None else int(count.sum())
                 factor /= max(pixels * self._channels, 1)
-        if factor == 1.0:
-            return grad if in_place else grad.clone()
-        return grad.mul_(factor) if in_place else grad * factor
+        return times(grad, factor, in_place=in_place)
 
 
 class _StepPlan:
@@ -189,29 +187,6 @@ def _level(problem: StepProblem, level: Level) -> _LossPlan:
     logits = level.logits
     labels = level.labels.reshape(logits.shape[0], *logits.shape[2:]).contiguous()
     count = None if problem.ignore_index is None else labels.new_empty(len(labels), dtype=torch.int64)
-    loss = LossProblem(
-        logits=logits,
-        maps=logits.new_empty(labels.shape, dtype=torch.float32),
-        labels=labels,
-        background=None,
-        class_scale=None,
-        image_count=count,
-        background_value=1.0,
-        ignore_index=problem.ignore_index,
-        include_background=problem.include_background,
-        reduction=problem.reduction,
-        validate=problem.validate,
-        backend=None,
-        groups=0,
-    )
-    maps = MapProblem(
-        labels=labels,
-        num_classes=logits.shape[1],
-        spacing=level.spacing,
-        class_max=None,
-        black_border=problem.black_border,
-        ignore_index=problem.ignore_index,
-        validate=problem.validate,
-        backend=None,
-    )
-    return _LossPlan(loss, maps, level.weight, problem.with_grad)
+    foreground = logits.new_empty(labels.shape, dtype=torch.float32)
+    maps = problem.of_map(labels, logits.shape[1], level.spacing)
+    return _LossPlan(problem.of_loss(logits, labels, foreground, count), maps, level.weight, problem.with_grad)

@@ -18,7 +18,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from rwkernels.backends.problem import (
     Level,
     LossProblem,
-    MapProblem,
     StepProblem,
     StepResult,
     scales_gradient_at_once,
@@ -291,32 +290,8 @@ def _note_level(problem: StepProblem, level: Level, width: int) -> _Noted:
     grad = torch.empty_like(logits) if problem.with_grad else None
     foreground = torch.empty(labels.shape, dtype=torch.float32, device="meta")
     count = torch.empty(len(labels), dtype=torch.int64, device="meta")
-    counted = None if problem.ignore_index is None else count
-    of_map = MapProblem(
-        labels=labels,
-        num_classes=logits.shape[1],
-        spacing=level.spacing,
-        class_max=None,
-        black_border=problem.black_border,
-        ignore_index=problem.ignore_index,
-        validate=False,
-        backend=None,
-    )
-    of_loss = LossProblem(
-        logits=logits,
-        maps=foreground,
-        labels=labels,
-        background=None,
-        class_scale=None,
-        image_count=counted,
-        background_value=1.0,
-        ignore_index=problem.ignore_index,
-        include_background=problem.include_background,
-        reduction=problem.reduction,
-        validate=False,
-        backend=None,
-        groups=0,
-    )
+    of_map = problem.of_map(labels, logits.shape[1], level.spacing)
+    of_loss = problem.of_loss(logits, labels, foreground, None if problem.ignore_index is None else count)
     with _Dry(), noted() as calls:
         map_passes.fill_rectified(foreground, count, of_map, width=width)
         result = _note_loss(of_loss, grad)

@@ -20,13 +20,6 @@ LOSSES = [
         ("test_autograd: requires_a_gradient",),
     ),
     Mutation(
-        "sum-over-processes",
-        "dropped factor",
-        "return loss * distributed.size_of(group)",
-        "return loss",
-        ("test_ddp: joined_batch",),
-    ),
-    Mutation(
         "spacing-of-the-call",
         "ignored option",
         "steps = self.spacing if spacing is None else spacing",
@@ -78,10 +71,9 @@ LOSSES = [
     Mutation(
         "kept-gradient-scaled-in-place",
         "missing copy",
-        "in_place=not _graph_is_kept())",
-        "in_place=True)",
+        "divide=divide, in_place=not mode.graph_is_kept())",
+        "divide=divide, in_place=True)",
         ("test_autograd: graph",),
-        instead=(("in_place=not mode.graph_is_kept())", "in_place=True)"),),
     ),
     Mutation(
         "divisor-of-the-second-derivative",
