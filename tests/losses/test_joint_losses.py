@@ -56,7 +56,7 @@ def test_cross_entropy_is_that_of_pytorch(weight, smoothing, ignore_index, reduc
     theirs = nn.CrossEntropyLoss(tensor, label_smoothing=smoothing, ignore_index=beside, reduction=reduction)
     labels = _labels(ignore_index)
     if smoothing and ignore_index is not None and weight is not None:
-        return  # PyTorch's mean then also divides by other numbers than the weights of what counts
+        pytest.skip("PyTorch's mean then also divides by other numbers than the weights of what counts")
     assert_same(both(loss, _logits(), labels), both(theirs, _logits(), labels))
 
 
@@ -70,9 +70,10 @@ DICES = [
 ]
 
 
+@on_cpu_backends
 @pytest.mark.parametrize("options", DICES)
 @pytest.mark.parametrize("ignore_index", [None, IGNORE])
-def test_dice_is_that_of_monai(options, ignore_index):
+def test_dice_is_that_of_monai(options, ignore_index, backend):
     monai = pytest.importorskip("monai.losses")
     try:
         theirs = monai.DiceLoss(softmax=True, to_onehot_y=True, ignore_index=ignore_index, **options)
@@ -80,10 +81,11 @@ def test_dice_is_that_of_monai(options, ignore_index):
         theirs = monai.DiceLoss(softmax=True, to_onehot_y=True, **options)
         ignore_index = None
     labels = _labels(ignore_index)
-    ours = rw.DiceLoss(ignore_index=ignore_index, **options)
+    ours = rw.DiceLoss(ignore_index=ignore_index, backend=backend, **options)
     assert_same(both(ours, _logits(), labels), both(theirs, _logits(), labels.unsqueeze(1)))
 
 
+@on_cpu_backends
 @pytest.mark.parametrize(
     "options",
     [
@@ -94,31 +96,37 @@ def test_dice_is_that_of_monai(options, ignore_index):
         {"squared_pred": True, "reduction": "sum"},
     ],
 )
-def test_dice_and_cross_entropy_are_those_of_monai(options):
+def test_dice_and_cross_entropy_are_those_of_monai(options, backend):
     monai = pytest.importorskip("monai.losses")
     given = {**options, "weight": torch.tensor(options["weight"])} if "weight" in options else options
     theirs = monai.DiceCELoss(softmax=True, to_onehot_y=True, **given)
     labels = _labels()
     assert_same(
-        both(rw.DiceCELoss(**options), _logits(), labels), both(theirs, _logits(), labels.unsqueeze(1)), rtol=2e-5
+        both(rw.DiceCELoss(backend=backend, **options), _logits(), labels),
+        both(theirs, _logits(), labels.unsqueeze(1)),
+        rtol=2e-5,
     )
 
 
+@on_cpu_backends
 @pytest.mark.parametrize(
     "options", [{}, {"gamma": 0.5, "alpha": 0.3}, {"gamma": 3.0, "alpha": WEIGHT}, {"weight": WEIGHT}]
 )
-def test_focal_loss_is_that_of_monai(options):
+def test_focal_loss_is_that_of_monai(options, backend):
     monai = pytest.importorskip("monai.losses")
     theirs = monai.FocalLoss(use_softmax=True, to_onehot_y=True, **options)
     labels = _labels()
-    assert_same(both(rw.FocalLoss(**options), _logits(), labels), both(theirs, _logits(), labels.unsqueeze(1)))
+    assert_same(
+        both(rw.FocalLoss(backend=backend, **options), _logits(), labels), both(theirs, _logits(), labels.unsqueeze(1))
+    )
     dice = monai.DiceLoss(softmax=True, to_onehot_y=True, batch=True)
-    joined = rw.DiceFocalLoss(batch=True, lambda_dice=2.0, **options)
+    joined = rw.DiceFocalLoss(batch=True, lambda_dice=2.0, backend=backend, **options)
     expected = both(lambda x, y: 2 * dice(x, y) + theirs(x, y), _logits(), labels.unsqueeze(1))
     if "weight" not in options:  # it is Dice's too
         assert_same(both(joined, _logits(), labels), expected)
 
 
+@on_cpu_backends
 @pytest.mark.parametrize(
     "options",
     [
@@ -128,24 +136,29 @@ def test_focal_loss_is_that_of_monai(options):
         {"include_background": False, "batch": True, "reduction": "sum"},
     ],
 )
-def test_generalised_dice_is_that_of_monai(options):
+def test_generalised_dice_is_that_of_monai(options, backend):
     monai = pytest.importorskip("monai.losses")
     theirs = monai.GeneralizedDiceLoss(softmax=True, to_onehot_y=True, **options)
     labels = _labels()
     assert_same(
-        both(rw.GeneralizedDiceLoss(**options), _logits(), labels), both(theirs, _logits(), labels.unsqueeze(1))
+        both(rw.GeneralizedDiceLoss(backend=backend, **options), _logits(), labels),
+        both(theirs, _logits(), labels.unsqueeze(1)),
     )
 
 
+@on_cpu_backends
 @pytest.mark.parametrize(
     "options",
     [{}, {"alpha": 0.3, "beta": 0.7}, {"alpha": 1.0, "beta": 0.2, "batch": True, "include_background": False}],
 )
-def test_tversky_is_that_of_monai(options):
+def test_tversky_is_that_of_monai(options, backend):
     monai = pytest.importorskip("monai.losses")
     theirs = monai.TverskyLoss(softmax=True, to_onehot_y=True, **options)
     labels = _labels()
-    assert_same(both(rw.TverskyLoss(**options), _logits(), labels), both(theirs, _logits(), labels.unsqueeze(1)))
+    assert_same(
+        both(rw.TverskyLoss(backend=backend, **options), _logits(), labels),
+        both(theirs, _logits(), labels.unsqueeze(1)),
+    )
 
 
 @pytest.mark.nnunet

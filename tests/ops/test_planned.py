@@ -128,6 +128,16 @@ def test_the_levels_of_deep_supervision_are_one_plan(plans, dtype):
         torch.testing.assert_close(ours, theirs, rtol=2 * torch.finfo(dtype).eps, atol=1e-7)
 
 
+def test_other_weights_of_the_levels_make_another_plan(plans):
+    labels = random_labels((1, 8, 8), 3)
+    logits = [random_logits((1, 3, 8 >> n, 8 >> n), seed=n) for n in range(2)]
+    fine, coarse, both = (
+        rw.DeepSupervisionLoss(rw.RegionWiseLoss(), weights)(logits, labels) for weights in ((1, 1), (1, 2), (2, 3))
+    )
+    torch.testing.assert_close(both, fine + coarse)
+    assert len(made(plans)) == 3
+
+
 @pytest.mark.parametrize("recompute", [False, True])
 def test_second_derivatives_of_several_levels(recompute):
     labels = random_labels((1, 4, 6), 3, 255)

@@ -160,14 +160,14 @@ JOINT = [
         "off by one",
         "first, overlap = 0 if problem.dice_background else 1, Overlap(*problem.overlap)",
         "first, overlap = 0, Overlap(*problem.overlap)",
-        ("test_joint_losses: dice_is",),
+        ("test_joint_losses: dice", "test_joint: autograd or dtypes or threads or hand"),
     ),
     Mutation(
         "dice-of-every-image-in-a-batch",
         "ignored option",
         "if problem.whole_batch: intersection",
         "if False: intersection",
-        ("test_joint_losses: dice_is",),
+        ("test_joint_losses: dice", "test_joint: autograd or dtypes or threads or hand"),
     ),
     Mutation(
         "alpha-of-both-losses",
