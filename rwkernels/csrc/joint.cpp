@@ -2,24 +2,14 @@
 
 #include <vector>
 
+#include "gradient_pass.hpp"
 #include "joint_tile.hpp"
 #include "pool.hpp"
-#include "tile_pass.hpp"
 
 namespace rwk::RWK_ISA {
 namespace {
 
-constexpr int max_in_registers = 8;
-constexpr std::int64_t worth_a_thread = 1 << 18;                     // logits, as for the region-wise loss
-constexpr std::int64_t worth_streaming = std::int64_t{32} << 20;     // bytes of a gradient, as there
 constexpr std::int64_t block_tiles = 8;  // neighbours in an image, whose sums are added up by one thread
-
-// As for the region-wise loss: which pixels are added together first depends on the number of classes alone.
-int tile_pixels(std::int64_t classes) {
-  int pixels = classes <= max_in_registers ? 512 : 256;
-  while (pixels > 64 && pixels * classes > 65536) pixels /= 2;
-  return pixels;
-}
 
 template <bool classes, bool grads>
 void in_registers(const JointTile<float>& tile, double* sums) {
@@ -51,19 +41,14 @@ void compute(const JointTile<T>& tile, T* rows, T* parts, double* sums, bool of_
 
 // One call: what every tile needs to know, and what it leaves behind.
 template <class T>
-class Pass : TilePass<T> {
-  using Base = TilePass<T>;
-  using Base::problem_, Base::images_, Base::classes_, Base::pixels_, Base::tile_, Base::tiles_;
-  using Base::logits_axes_, Base::map_axes_;
+class Pass : GradientPass<T> {
+  using Base = GradientPass<T>;
+  using Base::problem_, Base::images_, Base::classes_, Base::tiles_, Base::pitch_;
 
  public:
   Pass(const LossProblem& problem, const JointPass& task)
-      : Base(problem, tile_pixels(problem.sizes[1])),
+      : Base(problem, task.grad),
         task_(task),
-        pitch_(tile_ + pad),
-        in_registers_(std::is_same_v<T, float> && classes_ <= max_in_registers),
-        grad_axes_(problem.sizes + 2, task.grad.stride + 2),
-        streams_(may_stream()),
         columns_(3 * classes_ + 3),
         blocks_((tiles_ + block_tiles - 1) / block_tiles) {
     if (task.entropy_weight) entropy_weight_.assign(task.entropy_weight, task.entropy_weight + classes_);
@@ -74,7 +59,7 @@ class Pass : TilePass<T> {
   }
 
   std::int64_t run() {
-    const int threads = images_ * classes_ * pixels_ < worth_a_thread ? 1 : problem_.threads;
+    const int threads = this->useful_threads();
     // A thread takes neighbouring blocks, and waits for what it has streamed once for all of them.
     const std::int64_t blocks = images_ * blocks_;
     std::int64_t chunk = blocks / (8 * threads);
@@ -89,8 +74,6 @@ class Pass : TilePass<T> {
   }
 
  private:
-  static constexpr Real wide = std::is_same_v<T, float> ? Real::f32 : Real::f64;
-
   void one_block(std::int64_t block) {
     const std::int64_t first = block % blocks_ * block_tiles;
     const std::int64_t last = first + block_tiles < tiles_ ? first + block_tiles : tiles_;
@@ -109,22 +92,11 @@ class Pass : TilePass<T> {
       }
   }
 
-  bool may_stream() const {
-    constexpr std::int64_t vector = lanes * sizeof(float);
-    const Tensor& grad = task_.grad;
-    if (!std::is_same_v<T, float> || grad.data == nullptr || grad.dtype != Real::f32) return false;
-    const bool aligned = reinterpret_cast<std::uintptr_t>(grad.data) % vector == 0 && grad.stride[0] % lanes == 0 &&
-                         grad.stride[1] % lanes == 0;
-    return aligned && grad_axes_.rows_are_dense() &&
-           images_ * classes_ * pixels_ >= worth_streaming / std::int64_t{sizeof(float)};
-  }
-
   // The thread's scratch, cut into pieces.
-  struct Scratch {
-    T *logits, *map, *background, *parts;
+  struct Scratch : Room<T> {
+    T* parts;
     double* sums;
     std::int32_t* codes;
-    void* raw;
   };
   Scratch scratch() const {
     const std::int64_t rows = classes_ * pitch_, parts = 3 * classes_ * Lane<T>::count;
@@ -141,21 +113,6 @@ class Pass : TilePass<T> {
     return s;
   }
 
-  // One number per pixel: in place if it can be read there, else padded or converted.
-  const T* per_pixel(const void* data, Real dtype, std::int64_t first, int n, T* buffer) const {
-    if (data == nullptr) return nullptr;
-    if (dtype == wide && n % pad == 0) return static_cast<const T*>(data) + first;
-    copy_pixels(data, dtype, first, n, buffer);
-    return buffer;
-  }
-
-  bool in_place(const Tensor& tensor, const Axes& axes, int n) const {
-    return in_registers_ && tensor.dtype == wide && axes.rows_are_dense() && n % pad == 0;
-  }
-  T* address(const Tensor& tensor, const Patch& patch) const {
-    return static_cast<T*>(tensor.data) + patch.image * tensor.stride[0] + patch.first;
-  }
-
   void one_tile(std::int64_t index, double* sums) {
     const Patch patch = this->patch(index);
     const int n = patch.pixels;
@@ -166,26 +123,12 @@ class Pass : TilePass<T> {
     tile.all_classes = this->read_labels(patch, s.codes) && n == tile.pixels;
     for (int i = n; i < tile.pixels; ++i) s.codes[i] = ignored;
     tile.codes = s.codes;
-    read_map(patch, s, tile);
-    if (in_place(problem_.logits, logits_axes_, n)) {
-      tile.logits = address(problem_.logits, patch);
-      tile.logits_pitch = problem_.logits.stride[1];
-    } else {
-      load_rows(problem_.logits, logits_axes_, patch, s.logits, pitch_, s.raw);
-      tile.logits = s.logits;
-      tile.logits_pitch = pitch_;
-    }
-    const bool grad_in_place = task_.grad.data && in_place(task_.grad, grad_axes_, n);
-    if (task_.grad.data) {
-      tile.grad = grad_in_place ? address(task_.grad, patch) : s.logits;
-      tile.grad_pitch = grad_in_place ? task_.grad.stride[1] : pitch_;
-      tile.streams = streams_ && grad_in_place;
-    }
+    this->read_map(patch, s, tile);
+    this->place(patch, s, tile);
     describe(patch.image, tile);
     tile.losses = sums != nullptr;
     compute(tile, s.logits, s.parts, sums, task_.of_classes);
-    if (task_.grad.data && !grad_in_place)
-      store_rows(task_.grad, grad_axes_, patch, s.logits, pitch_, s.raw, streams_ && n % pad == 0);
+    this->store(patch, s);
   }
 
   // What all tiles of an image share.
@@ -214,29 +157,7 @@ class Pass : TilePass<T> {
     tile.of_focal = factors[2 * classes_ + 2];
   }
 
-  void read_map(const Patch& patch, const Scratch& s, JointTile<T>& tile) const {
-    const Tensor& map = problem_.map;
-    if (map.data == nullptr) return;
-    if (problem_.compact) {
-      const std::int64_t first = this->flat(patch);
-      tile.map = per_pixel(map.data, map.dtype, first, patch.pixels, s.map);
-      tile.background = per_pixel(problem_.background, map.dtype, first, patch.pixels, s.background);
-      tile.background_value = static_cast<T>(problem_.background_value);
-    } else if (in_place(map, map_axes_, patch.pixels)) {
-      tile.map = address(map, patch);
-      tile.map_pitch = map.stride[1];
-    } else {
-      load_rows(map, map_axes_, patch, s.map, pitch_, s.raw);
-      tile.map = s.map;
-      tile.map_pitch = pitch_;
-    }
-  }
-
   const JointPass& task_;
-  const std::int64_t pitch_;
-  const bool in_registers_;
-  const Axes grad_axes_;
-  const bool streams_;
   const std::int64_t columns_, blocks_;
   std::vector<T> entropy_weight_, focal_weight_, factors_;
   T all_weights_ = 0;

@@ -2,27 +2,12 @@
 
 #include <vector>
 
+#include "gradient_pass.hpp"
 #include "loss_tile.hpp"
-#include "openmp.hpp"
 #include "pool.hpp"
-#include "tile_pass.hpp"
 
 namespace rwk::RWK_ISA {
 namespace {
-
-constexpr int max_in_registers = 8;
-constexpr std::int64_t worth_a_thread = 1 << 18;  // logits; fewer take less time than a thread to wake
-// A gradient of this many bytes has left the caches before the network reads it: it is written past them, which
-// saves fetching every line only to overwrite it.
-constexpr std::int64_t worth_streaming = std::int64_t{32} << 20;
-
-// The tile decides which losses are added together first, so it depends on the number of classes alone, and neither
-// on the layout nor on the threads. A tile of logits and one of the map fit in half a megabyte of cache together.
-int tile_pixels(std::int64_t classes) {
-  int pixels = classes <= max_in_registers ? 512 : 256;
-  while (pixels > 64 && pixels * classes > 65536) pixels /= 2;
-  return pixels;
-}
 
 template <bool dense, bool scaled>
 double in_registers(const Tile<float>& tile) {
@@ -53,25 +38,17 @@ double compute(const Tile<T>& tile, T* rows, bool dense) {
 
 // One call: what every tile needs to know, and what it leaves behind.
 template <class T>
-class Pass : TilePass<T> {
-  using Base = TilePass<T>;
-  using Base::problem_, Base::images_, Base::classes_, Base::pixels_, Base::tile_, Base::tiles_;
-  using Base::logits_axes_, Base::map_axes_;
+class Pass : GradientPass<T> {
+  using Base = GradientPass<T>;
+  using Base::problem_, Base::images_, Base::classes_, Base::tiles_, Base::pitch_, Base::wide;
 
  public:
   Pass(const LossProblem& problem, const LossPass& task)
-      : Base(problem, tile_pixels(problem.sizes[1])),
-        task_(task),
-        pitch_(tile_ + pad),
-        in_registers_(std::is_same_v<T, float> && classes_ <= max_in_registers),
-        grad_axes_(problem.sizes + 2, task.grad.stride + 2),
-        streams_(may_stream()),
-        partial_(task.image_sums ? images_ * tiles_ : 0) {}
+      : Base(problem, task.grad), task_(task), partial_(task.image_sums ? images_ * tiles_ : 0) {}
 
   std::int64_t run() {
     const std::int64_t tiles = images_ * tiles_;
-    const int threads = images_ * classes_ * pixels_ < worth_a_thread ? 1 : problem_.threads;
-    if (threads > 1) say_it_runs_torch();  // as it did for the logits
+    const int threads = this->useful_threads();
     // A thread takes neighbouring tiles, so that what the processor prefetches is its own.
     std::int64_t chunk = tiles / (8 * threads);
     chunk = chunk < 1 ? 1 : chunk > 64 ? 64 : chunk;
@@ -90,23 +67,10 @@ class Pass : TilePass<T> {
   }
 
  private:
-  static constexpr Real wide = std::is_same_v<T, float> ? Real::f32 : Real::f64;
-
-  bool may_stream() const {
-    constexpr std::int64_t vector = lanes * sizeof(float);
-    const Tensor& grad = task_.grad;
-    if (!std::is_same_v<T, float> || grad.data == nullptr || grad.dtype != Real::f32) return false;
-    const bool aligned = reinterpret_cast<std::uintptr_t>(grad.data) % vector == 0 && grad.stride[0] % lanes == 0 &&
-                         grad.stride[1] % lanes == 0;
-    return aligned && grad_axes_.rows_are_dense() &&
-           images_ * classes_ * pixels_ >= worth_streaming / std::int64_t{sizeof(float)};
-  }
-
   // The thread's scratch, cut into pieces.
-  struct Scratch {
-    T *logits, *map, *background, *pixel_scale, *loss;
+  struct Scratch : Room<T> {
+    T *pixel_scale, *loss;
     std::int32_t* codes;
-    void* raw;
   };
   Scratch scratch() const {
     const std::int64_t rows = classes_ * pitch_;
@@ -123,21 +87,6 @@ class Pass : TilePass<T> {
     return s;
   }
 
-  // One number per pixel: in place if it can be read there, else padded or converted.
-  const T* per_pixel(const void* data, Real dtype, std::int64_t first, int n, T* buffer) const {
-    if (data == nullptr) return nullptr;
-    if (dtype == wide && n % pad == 0) return static_cast<const T*>(data) + first;
-    copy_pixels(data, dtype, first, n, buffer);
-    return buffer;
-  }
-
-  bool in_place(const Tensor& tensor, const Axes& axes, int n) const {
-    return in_registers_ && tensor.dtype == wide && axes.rows_are_dense() && n % pad == 0;
-  }
-  T* address(const Tensor& tensor, const Patch& patch) const {
-    return static_cast<T*>(tensor.data) + patch.image * tensor.stride[0] + patch.first;
-  }
-
   void one_tile(std::int64_t index) {
     const Patch patch = this->patch(index);
     const int n = patch.pixels;
@@ -148,32 +97,18 @@ class Pass : TilePass<T> {
     tile.pixels = (n + pad - 1) / pad * pad;
     tile.classes = classes_;
     read_codes(patch, s.codes, tile);
-    read_map(patch, flat, s, tile);
-    if (in_place(problem_.logits, logits_axes_, n)) {
-      tile.logits = address(problem_.logits, patch);
-      tile.logits_pitch = problem_.logits.stride[1];
-    } else {
-      load_rows(problem_.logits, logits_axes_, patch, s.logits, pitch_, s.raw);
-      tile.logits = s.logits;
-      tile.logits_pitch = pitch_;
-    }
-    const bool grad_in_place = task_.grad.data && in_place(task_.grad, grad_axes_, n);
-    if (task_.grad.data) {
-      tile.grad = grad_in_place ? address(task_.grad, patch) : s.logits;
-      tile.grad_pitch = grad_in_place ? task_.grad.stride[1] : pitch_;
-      tile.streams = streams_ && grad_in_place;
-    }
+    this->read_map(patch, s, tile);
+    this->place(patch, s, tile);
     tile.class_scale = this->class_scale(patch.image);
     if (task_.image_scale) tile.scale = static_cast<T>(task_.image_scale[patch.image]);
-    tile.pixel_scale = per_pixel(task_.pixel_scale, wide, flat, n, s.pixel_scale);
+    tile.pixel_scale = this->per_pixel(task_.pixel_scale, wide, flat, n, s.pixel_scale);
     T* loss = task_.pixel_loss ? static_cast<T*>(task_.pixel_loss) + flat : nullptr;
     if (loss) tile.pixel_loss = n % pad == 0 ? loss : s.loss;
 
     const double sum = compute(tile, s.logits, !problem_.compact);
     if (!partial_.empty()) partial_[index] = sum;
     if (loss && n % pad != 0) convert_row(loss, s.loss, n);
-    if (task_.grad.data && !grad_in_place)
-      store_rows(task_.grad, grad_axes_, patch, s.logits, pitch_, s.raw, streams_ && n % pad == 0);
+    this->store(patch, s);
   }
 
   void read_codes(const Patch& patch, std::int32_t* codes, Tile<T>& tile) {
@@ -188,27 +123,7 @@ class Pass : TilePass<T> {
     tile.codes = codes;
   }
 
-  void read_map(const Patch& patch, std::int64_t flat, const Scratch& s, Tile<T>& tile) const {
-    const Tensor& map = problem_.map;
-    if (problem_.compact) {
-      tile.map = per_pixel(map.data, map.dtype, flat, patch.pixels, s.map);
-      tile.background = per_pixel(problem_.background, map.dtype, flat, patch.pixels, s.background);
-      tile.background_value = static_cast<T>(problem_.background_value);
-    } else if (in_place(map, map_axes_, patch.pixels)) {
-      tile.map = address(map, patch);
-      tile.map_pitch = map.stride[1];
-    } else {
-      load_rows(map, map_axes_, patch, s.map, pitch_, s.raw);
-      tile.map = s.map;
-      tile.map_pitch = pitch_;
-    }
-  }
-
   const LossPass& task_;
-  const std::int64_t pitch_;
-  const bool in_registers_;
-  const Axes grad_axes_;
-  const bool streams_;
   std::vector<double> partial_;
 };
 
