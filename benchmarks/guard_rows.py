@@ -64,6 +64,45 @@ def _address(values: Any) -> int:
     return ctypes.addressof(ctypes.c_char.from_buffer(values))
 
 
+def _map_problem(core: Any, image: bytearray, shape: tuple[int, ...], classes: int) -> Any:
+    return core.MapProblem(
+        labels=_address(image),
+        label_dtype="u1",
+        shape=shape,
+        spacing=(),
+        black_border=False,
+        num_classes=classes,
+        class_max=0,
+        ignore=None,
+        validate=True,
+        threads=1,
+    )
+
+
+def _loss_problem(
+    core: Any, logits: Any, maps: Any, image: bytearray | None, shape: tuple[int, ...], strides: tuple[int, ...]
+) -> Any:
+    """Of a compact map over the labels of an image, or of a dense one without."""
+    return core.LossProblem(
+        logits=_address(logits),
+        dtype="f4",
+        shape=shape,
+        strides=strides,
+        map=_address(maps),
+        map_dtype="f4",
+        map_strides=strides if image is None else None,
+        labels=0 if image is None else _address(image),
+        label_dtype="u1",
+        ignore=None,
+        background=0,
+        background_value=1.0,
+        class_scale=0,
+        scale_groups=1,
+        validate=False,
+        threads=1,
+    )
+
+
 def _map_row(core: Any, sizes: tuple[int, ...], what: str) -> Prepared:
     image, pixels = labels(sizes), sizes[1] * sizes[2] * sizes[3]
     channels = CLASSES if what == "boundary" else 1
@@ -71,18 +110,7 @@ def _map_row(core: Any, sizes: tuple[int, ...], what: str) -> Prepared:
     shape = sizes if sizes[1] > 1 else (sizes[0], *sizes[2:])
 
     def run() -> Any:
-        problem = core.MapProblem(
-            labels=_address(image),
-            label_dtype="u1",
-            shape=shape,
-            spacing=(),
-            black_border=False,
-            num_classes=CLASSES,
-            class_max=0,
-            ignore=None,
-            validate=True,
-            threads=1,
-        )
+        problem = _map_problem(core, image, shape, CLASSES)
         if what == "distance":
             return core.distance(problem, out=_address(out), squared=False)
         if what == "rectified":
@@ -101,24 +129,7 @@ def _loss_row(core: Any, *, compact: bool) -> Prepared:
     shape, strides = (1, CLASSES, height, width), (CLASSES * pixels, pixels, width, 1)
 
     def run() -> Any:
-        problem = core.LossProblem(
-            logits=_address(logits),
-            dtype="f4",
-            shape=shape,
-            strides=strides,
-            map=_address(maps),
-            map_dtype="f4",
-            map_strides=None if compact else strides,
-            labels=_address(image) if compact else 0,
-            label_dtype="u1",
-            ignore=None,
-            background=0,
-            background_value=1.0,
-            class_scale=0,
-            scale_groups=1,
-            validate=False,
-            threads=1,
-        )
+        problem = _loss_problem(core, logits, maps, image if compact else None, shape, strides)
         return core.region_wise(
             problem,
             grad=_address(grad),
@@ -141,36 +152,8 @@ def _step_row(core: Any) -> Prepared:
     for y in range(9, 23):
         image[y * side + 8 : y * side + 25] = bytes([1 + (y > 15)]) * 17
     strides = (classes * pixels, pixels, side, 1)
-    problem = core.LossProblem(
-        logits=_address(logits),
-        dtype="f4",
-        shape=(1, classes, side, side),
-        strides=strides,
-        map=_address(foreground),
-        map_dtype="f4",
-        map_strides=None,
-        labels=_address(image),
-        label_dtype="u1",
-        ignore=None,
-        background=0,
-        background_value=1.0,
-        class_scale=0,
-        scale_groups=1,
-        validate=False,
-        threads=1,
-    )
-    maps = core.MapProblem(
-        labels=_address(image),
-        label_dtype="u1",
-        shape=(1, side, side),
-        spacing=(),
-        black_border=False,
-        num_classes=classes,
-        class_max=0,
-        ignore=None,
-        validate=True,
-        threads=1,
-    )
+    problem = _loss_problem(core, logits, foreground, image, (1, classes, side, side), strides)
+    maps = _map_problem(core, image, (1, side, side), classes)
     plan = core.LossPlan(problem, maps=maps, grad_strides=strides, mean=True, divide=True, channels=classes, weight=1.0)
 
     def run() -> None:
