@@ -1,4 +1,4 @@
-"""The kernels of a training step for several levels of deep supervision at once. `triton/step.py` launches them.
+"""The kernels of a training step for several levels of deep supervision at once. `triton/levels.py` launches them.
 
 Each does what the kernel does that it is named after, for one of `LEVELS` levels, which it picks by its program: those
 of level l are the ones from `firsts[l]` on. What differs between levels comes as a tuple with one entry for each; the
