@@ -138,9 +138,72 @@ PLANS = [
         'if reduction == "sum": return loss',
         ("test_ddp",),
     ),
+    Mutation(
+        "core-plan-forgets-a-weight",
+        "dropped factor",
+        "(mean_ && divide_ ? 1 / divisor : 1) * (divide_ ? weight_ : 1);",
+        "(mean_ && divide_ ? 1 / divisor : 1);",
+        ("test_planned: levels",),
+    ),
+    Mutation(
+        "core-plan-of-one-level",
+        "dropped term",
+        "const double total = before + weight_ *",
+        "const double total = weight_ *",
+        ("test_planned: levels",),
+    ),
+    Mutation(
+        "core-plan-of-all-pixels",
+        "wrong divisor",
+        "if (problem.classes.has_ignore && count) {",
+        "if (false) {",
+        ("test_planned: step_from_labels",),
+    ),
+    Mutation(
+        "levels-begin-a-program-late",
+        "off by one",
+        "level += (program >= _number(firsts[other])).to(tl.int32)",
+        "level += (program > _number(firsts[other])).to(tl.int32)",
+        ("test_triton_plans: several_levels",),
+    ),
+    Mutation(
+        "levels-share-a-weight",
+        "wrong index",
+        "*numbers, images[0], tuple(map(float, weights)))",
+        "*numbers, images[0], (float(weights[0]),) * len(weights))",
+        ("test_triton_plans: several_levels",),
+    ),
+    Mutation(
+        "replay-takes-addresses-for-aligned",
+        "dropped check",
+        "if functools.reduce(operator.or_, bases) % _ALIGNED:",
+        "if False:",
+        ("test_triton_plans: other_addresses or does_not_align",),
+    ),
+    Mutation(
+        "replay-of-another-driver",
+        "stale value",
+        "if of_driver is not driver:",
+        "if of_driver is None:",
+        ("test_triton_plans: another_driver",),
+    ),
 ]
 
 JOINT = [
+    Mutation(
+        "core-dice-of-every-image-in-a-batch",
+        "ignored option",
+        "const std::int64_t groups = task_.whole_batch ? 1 : task_.rows;",
+        "const std::int64_t groups = task_.rows;",
+        ("test_joint_losses: dice",),
+    ),
+    Mutation(
+        "core-joint-sums-of-the-first-block",
+        "off by one",
+        "for (std::int64_t block = 0; block < blocks_; ++block) sum +=",
+        "for (std::int64_t block = 0; block < 1; ++block) sum +=",
+        ("test_joint",),
+    ),
     Mutation(
         "dice-counts-the-prediction-twice",
         "wrong factor",
